@@ -1,0 +1,1 @@
+"""What the data is: pydantic models and Arrow table layouts. Imports pydantic, polars and pyarrow only."""
