@@ -1,0 +1,1 @@
+"""What serves the flows: the Prefect server, the runner, prefect.yaml."""

@@ -1,0 +1,1 @@
+"""One file a phase, plus the pipeline that chains them."""

@@ -1,0 +1,1 @@
+"""What is true whether or not Prefect exists: engines, scoring, statistics, storage, queue and audit."""
