@@ -1,0 +1,1283 @@
+"""The review queue: handing records out, taking decisions in, taking them back.
+
+Three promises are kept here. A record is never with more people at once than its overlap asks for. A decision
+is durable and told in the audit chain before `decide` returns, and sending it again returns the first answer.
+Nothing a person decided is overwritten: undo is a row that supersedes, and whoever comes second learns of it.
+"""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, exists, func, or_, select
+
+from labeling.database import accounts, chain, tables
+from labeling.database.accounts import Right
+from labeling.database.connection import Database
+from schemas.errors import Forbidden, QueueError, VersionConflict
+from schemas.review import Action, DecisionIn, Purpose, RoundState, Seen
+from schemas.values import Value, canonical_json
+
+LEASE_S = 900
+REVIEW = "review"
+ADJUDICATION = "adjudication"
+LABELLING_STATES = (RoundState.SAMPLING.value, RoundState.OPEN.value)
+# Raises a LabelingError (or ValueError) unless the value is legal for this text.
+CheckValue = Callable[[Value, str], None]
+
+_CLAIM_TRIES = 5
+
+_item = tables.queue_items.c
+_lease = tables.assignments.c
+_row = tables.decisions.c
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A record in one person's hands.
+
+    Attributes:
+        version: Send it back with the decision; it grows whenever what this person sees changes.
+        suggestion: None on blind records and where there is none.
+        previous: The person's own last answer, when it came back by undo: {action, value, comment, not_sure}.
+        expires_at: UTC; afterwards the record may go to somebody else.
+    """
+
+    assignment_id: int
+    round: int
+    item_id: int
+    record_id: str
+    purpose: Purpose
+    seen: Seen
+    priority: float
+    text: str
+    suggestion: dict[str, Any] | None
+    version: int
+    expires_at: datetime
+    flagged: bool
+    previous: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class DecisionOut:
+    """A decision that is stored.
+
+    Attributes:
+        repeated: This key had been sent before; nothing new was stored.
+        version: The version of the assignment from now on.
+    """
+
+    annotation_id: str
+    assignment_id: int
+    round: int
+    record_id: str
+    action: Action
+    value: Value
+    version: int
+    decided_at: datetime
+    audit_seq: int
+    repeated: bool
+
+
+@dataclass(frozen=True)
+class UndoOut:
+    """A decision taken back.
+
+    Attributes:
+        assignment: The record, in this person's hands again; None when others have filled its overlap
+            meanwhile.
+    """
+
+    annotation_id: str
+    record_id: str
+    audit_seq: int
+    assignment: Assignment | None
+
+
+@dataclass(frozen=True)
+class Told:
+    """One row of a person's own history."""
+
+    annotation_id: str
+    round: int
+    record_id: str
+    text: str
+    action: Action
+    value: Value
+    comment: str
+    not_sure: bool
+    decided_at: datetime
+    undone: bool
+    stage: str
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A comment; who wrote it is known to the trail and shown to nobody but the writer."""
+
+    text: str
+    at: datetime
+    own: bool
+
+
+@dataclass(frozen=True)
+class Card:
+    """One decision on the adjudication screen, without a name."""
+
+    annotation_id: str
+    action: Action
+    value: Value
+    seen: Seen
+    comment: str
+    not_sure: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Dispute:
+    """A record that waits for an adjudicator (or was settled), with everything said about it.
+
+    Attributes:
+        cards: In an order that tells nothing about who decided when.
+        settled: The adjudicator's answer {action, value, comment}, None while open.
+    """
+
+    round: int
+    item_id: int
+    record_id: str
+    text: str
+    reason: str
+    suggestion: dict[str, Any] | None
+    cards: tuple[Card, ...]
+    remarks: tuple[str, ...]
+    version: int
+    settled: dict[str, Any] | None
+
+
+class DecisionConflict(VersionConflict):
+    """Somebody (perhaps the same person in another window) was faster.
+
+    Attributes:
+        sent: The decision that was not stored: {action, value, comment, version}.
+        stored: What stands instead, in the same shape. Another annotator's answer is never in it, only that
+            there is one: `{"by": "someone else"}`; adjudicators see each other's.
+    """
+
+    sent: Mapping[str, Any] = {}
+    stored: Mapping[str, Any] = {}
+
+    def with_versions(self, *, sent: Mapping[str, Any], stored: Mapping[str, Any]) -> "DecisionConflict":
+        self.sent, self.stored = sent, stored
+        return self
+
+
+def claim(
+    db: Database, annotator_id: str, number: int | None = None, *, lease_s: float = LEASE_S
+) -> Assignment | None:
+    """The record this person should decide now; None when there is nothing left for them.
+
+    An unexpired lease of theirs is given back before a new record is taken.
+
+    Args:
+        db: The database.
+        annotator_id: Account id (pseudonym).
+        number: The round; None takes the first open one that has something.
+        lease_s: How long the record stays reserved.
+
+    Raises:
+        Forbidden: This account may not label.
+    """
+    got = prefetch(db, annotator_id, number, count=1, lease_s=lease_s)
+    return got[0] if got else None
+
+
+def prefetch(
+    db: Database, annotator_id: str, number: int | None = None, *, count: int, lease_s: float = LEASE_S
+) -> list[Assignment]:
+    """Up to `count` records reserved for this person, the next one first; as `claim` otherwise."""
+    now = db.now()
+    with db.read() as conn:
+        accounts.require(conn, annotator_id, Right.LABEL)
+        held = _held(conn, annotator_id, number, now)[:count]
+        if len(held) == count and all(
+            row["expires_at"] - now > timedelta(seconds=lease_s / 2) for row in held
+        ):
+            return [_as_assignment(conn, row, annotator_id) for row in held]
+    with db.write() as conn:
+        accounts.require(conn, annotator_id, Right.LABEL, lock=True)
+        held = _held(conn, annotator_id, number, now)[:count]
+        until = now + timedelta(seconds=lease_s)
+        if held:
+            conn.execute(
+                tables.assignments.update()
+                .where(_lease.id.in_([row["assignment_id"] for row in held]))
+                .values(expires_at=until)
+            )
+        for round_number in _labelling_rounds(conn, number):
+            wanted = count - len(held)
+            if wanted <= 0:
+                break
+            _take(conn, annotator_id, round_number, wanted, now=now, until=until)
+            held = _held(conn, annotator_id, number, now)[:count]
+        return [_as_assignment(conn, row, annotator_id) for row in held]
+
+
+def release(db: Database, annotator_id: str) -> int:
+    """Give back everything this person holds undecided (logging out); returns how many."""
+    with db.write() as conn:
+        given = conn.execute(
+            tables.assignments.update()
+            .where(_lease.account_id == annotator_id, _lease.state == "leased")
+            .values(state="released")
+        )
+    return int(given.rowcount)
+
+
+def decide(
+    db: Database,
+    annotator_id: str,
+    decision: DecisionIn,
+    *,
+    check_value: CheckValue,
+) -> DecisionOut:
+    """Store one decision: its row, its audit entry and the item's counts in one transaction.
+
+    A correction to exactly the suggested value is stored as an accept: the table says what happened.
+
+    Args:
+        db: The database.
+        annotator_id: Account id (pseudonym).
+        decision: What the browser sent.
+        check_value: Says whether a value is legal for a text.
+
+    Raises:
+        DecisionConflict: The record changed or went to somebody else since it was shown; nothing was stored.
+        QueueError: The round takes no decisions, or action and value do not fit.
+        Forbidden: This account may not label, or the assignment is not theirs.
+    """
+    with db.write() as conn:
+        accounts.require(conn, annotator_id, Right.LABEL, lock=True)
+        found = _assignment_row(conn, decision.assignment_id, annotator_id)
+        earlier = _earlier(conn, annotator_id, decision.idempotency_key)
+        if earlier is not None:
+            return _repeated(conn, earlier, decision)
+        if found["stage"] != REVIEW:
+            raise _not_yours(decision.assignment_id)
+        _require_state(conn, found["round"], LABELLING_STATES)
+        item = _lock_item(conn, found["item_id"])
+        held = _assignment_row(conn, decision.assignment_id, annotator_id)
+        now = db.now()
+        _refuse_if_changed(conn, held, item, decision, now)
+        suggested = _suggested(item)
+        action, value = _settle_action(decision, suggested, item["text"], check_value)
+        return _store(
+            conn,
+            item,
+            held,
+            annotator_id=annotator_id,
+            action=action,
+            value=value,
+            suggested=suggested,
+            seconds=decision.seconds,
+            comment=decision.comment,
+            not_sure=decision.not_sure,
+            key=decision.idempotency_key,
+            now=now,
+        )
+
+
+def undo(
+    db: Database,
+    annotator_id: str,
+    *,
+    annotation_id: str | None = None,
+    idempotency_key: str | None = None,
+    number: int | None = None,
+    lease_s: float = LEASE_S,
+) -> UndoOut | None:
+    """Take back a decision of one's own by a row that supersedes it; the record comes back into this person's
+    hands.
+
+    Args:
+        db: The database.
+        annotator_id: Account id (pseudonym).
+        annotation_id: Which decision; None means the newest that still stands, so that calling it again goes
+            further back (after a reload too).
+        idempotency_key: Makes a repeated request without `annotation_id` harmless.
+        number: Only decisions of this round.
+        lease_s: How long the record is reserved again.
+
+    Returns:
+        None when nothing is left to undo.
+
+    Raises:
+        QueueError: The round no longer takes changes.
+        Forbidden: Not a decision of this person.
+    """
+    key = idempotency_key or f"undo-{secrets.token_hex(12)}"
+    with db.write() as conn:
+        accounts.require(conn, annotator_id, Right.LABEL, lock=True)
+        earlier = _earlier(conn, annotator_id, key)
+        if earlier is not None:
+            return _already_undone(conn, earlier, annotator_id)
+        target = _to_undo(conn, annotator_id, annotation_id, number)
+        if target is None:
+            return None
+        superseding = (
+            conn.execute(select(tables.decisions).where(_row.supersedes == target["annotation_id"]))
+            .mappings()
+            .one_or_none()
+        )
+        if superseding is not None:
+            return _already_undone(conn, superseding, annotator_id)
+        stage = conn.execute(select(_item.stage).where(_item.id == target["item_id"])).scalar_one()
+        _require_state(
+            conn, target["round"], LABELLING_STATES if stage == REVIEW else (RoundState.ADJUDICATING.value,)
+        )
+        item = _lock_item(conn, target["item_id"])
+        held = _assignment_row(conn, target["assignment_id"], annotator_id)
+        now = db.now()
+        seq = _supersede(conn, target, held, key=key, now=now)
+        counted = 0 if target["action"] == Action.SKIP.value else 1
+        decided = item["decided"] - counted
+        conn.execute(
+            tables.queue_items.update()
+            .where(_item.id == item["id"])
+            .values(decided=decided, done=decided >= item["overlap"])
+        )
+        full = _taken_by_others(conn, item["id"], annotator_id, now) >= item["overlap"]
+        conn.execute(
+            tables.assignments.update()
+            .where(_lease.id == held["assignment_id"])
+            .values(
+                state="released" if full else "leased",
+                version=held["version"] + 1,
+                expires_at=now + timedelta(seconds=lease_s),
+            )
+        )
+        return UndoOut(
+            annotation_id=target["annotation_id"],
+            record_id=target["record_id"],
+            audit_seq=seq,
+            assignment=None if full else _reload(conn, held["assignment_id"], annotator_id),
+        )
+
+
+def history(
+    db: Database, annotator_id: str, number: int | None = None, *, limit: int = 50, offset: int = 0
+) -> list[Told]:
+    """This person's own decisions, newest first, those taken back included and marked."""
+    superseding = tables.decisions.alias()
+    query = (
+        select(
+            tables.decisions,
+            _item.text,
+            _item.stage,
+            exists().where(superseding.c.supersedes == _row.annotation_id).label("undone"),
+        )
+        .join(tables.queue_items, _item.id == _row.item_id)
+        .where(_row.annotator_id == annotator_id, _row.kind == "decision")
+        .order_by(_row.id.desc())
+        .limit(limit)
+        .offset(offset)
+    )
+    if number is not None:
+        query = query.where(_row.round == number)
+    with db.read() as conn:
+        rows = conn.execute(query).mappings().all()
+    return [
+        Told(
+            annotation_id=row["annotation_id"],
+            round=row["round"],
+            record_id=row["record_id"],
+            text=row["text"],
+            action=Action(row["action"]),
+            value=_loaded(row["value_json"]),
+            comment=row["comment"],
+            not_sure=row["not_sure"],
+            decided_at=row["decided_at"],
+            undone=bool(row["undone"]),
+            stage=row["stage"],
+        )
+        for row in rows
+    ]
+
+
+def decisions_of_round(db: Database, number: int) -> list[dict[str, Any]]:
+    """The standing decisions of a round as rows of `schemas.tables.annotations`, sorted by audit_seq.
+
+    Adjudications are among them with purpose "recheck". `annotator_id` is the pseudonym; `comment` is None
+    where nothing was said; `value` is None for reject and skip.
+    """
+    query = _standing().where(_row.round == number).order_by(_row.audit_seq)
+    with db.read() as conn:
+        rows = conn.execute(query).mappings().all()
+    return [_as_annotation(row) for row in rows]
+
+
+def comment(db: Database, annotator_id: str, assignment_id: int, text: str) -> int:
+    """Write a comment on a record one has been given; adjudicators read it. Returns the audit seq."""
+    said = text.strip()
+    if not said or len(said) > 4000:
+        raise QueueError(
+            "comment",
+            found=f"{len(said)} characters",
+            expected="1 to 4000",
+            next_step="Write it shorter." if said else "Write something, or press Escape.",
+        )
+    _require_storable(said, "comment")
+    with db.write() as conn:
+        accounts.require(conn, annotator_id, Right.LABEL, lock=True)
+        held = _assignment_row(conn, assignment_id, annotator_id)
+        now = db.now()
+        return chain.record_row(
+            conn,
+            tables.comments,
+            {
+                "item_id": held["item_id"],
+                "record_id": held["record_id"],
+                "annotator_id": annotator_id,
+                "text": said,
+                "at": now,
+            },
+            actor=annotator_id,
+            object=f"record:{held['record_id']}",
+            utc=now,
+        )
+
+
+def remarks(db: Database, annotator_id: str, assignment_id: int) -> list[Remark]:
+    """One's own comments on the record of an assignment, oldest first (others' would bias an overlap record)."""
+    with db.read() as conn:
+        held = _assignment_row(conn, assignment_id, annotator_id)
+        rows = conn.execute(
+            select(tables.comments)
+            .where(
+                tables.comments.c.item_id == held["item_id"], tables.comments.c.annotator_id == annotator_id
+            )
+            .order_by(tables.comments.c.id)
+        ).mappings()
+        return [Remark(text=row["text"], at=row["at"], own=True) for row in rows]
+
+
+def flag(db: Database, annotator_id: str, assignment_id: int, *, raised: bool) -> None:
+    """Raise or take down this person's flag on a record; the same again changes nothing."""
+    with db.write() as conn:
+        accounts.require(conn, annotator_id, Right.LABEL, lock=True)
+        held = _assignment_row(conn, assignment_id, annotator_id)
+        if _flagged(conn, held["item_id"], annotator_id) == raised:
+            return
+        now = db.now()
+        chain.record_row(
+            conn,
+            tables.flags,
+            {
+                "item_id": held["item_id"],
+                "record_id": held["record_id"],
+                "annotator_id": annotator_id,
+                "raised": raised,
+                "at": now,
+            },
+            actor=annotator_id,
+            object=f"record:{held['record_id']}",
+            utc=now,
+        )
+
+
+def disputes(
+    db: Database, reviewer_id: str, number: int | None = None, *, only_open: bool = True, limit: int = 200
+) -> list[Dispute]:
+    """Records that wait for adjudication, those with the most different answers first.
+
+    Raises:
+        Forbidden: This account may not adjudicate.
+    """
+    query = (
+        select(tables.queue_items)
+        .where(_item.stage == ADJUDICATION)
+        .order_by(_item.priority.desc(), _item.id)
+    )
+    if number is not None:
+        query = query.where(_item.round == number)
+    if only_open:
+        query = query.where(_item.done.is_(False))
+    with db.read() as conn:
+        accounts.require(conn, reviewer_id, Right.ADJUDICATE)
+        rows = conn.execute(query.limit(limit)).mappings().all()
+        return [_as_dispute(conn, row) for row in rows]
+
+
+def adjudicate(
+    db: Database,
+    reviewer_id: str,
+    number: int,
+    record_id: str,
+    *,
+    value: Value,
+    comment: str = "",
+    expected_version: int,
+    idempotency_key: str,
+    check_value: CheckValue,
+    seconds: float = 0.0,
+) -> DecisionOut:
+    """Settle a disputed record. `value` None means it cannot be labelled, and then the comment must say why.
+
+    Args:
+        db: The database.
+        reviewer_id: Account id of a reviewer or lead.
+        number: The round.
+        record_id: The record.
+        value: The settled value.
+        comment: Why; kept with the decision.
+        expected_version: As `Dispute.version` was shown.
+        idempotency_key: Made by the browser; sending it again returns the first answer.
+        check_value: Says whether a value is legal for a text.
+        seconds: Time on the screen.
+
+    Raises:
+        DecisionConflict: Another adjudicator settled it meanwhile; both answers are on the error.
+        QueueError: No such dispute, or the round is not being adjudicated.
+        Forbidden: This account may not adjudicate.
+    """
+    _require_storable(comment, "comment")
+    with db.write() as conn:
+        accounts.require(conn, reviewer_id, Right.ADJUDICATE, lock=True)
+        earlier = _earlier(conn, reviewer_id, idempotency_key)
+        if earlier is not None:
+            if earlier["record_id"] != record_id or earlier["value_json"] != _dumped(value):
+                raise _key_reused(idempotency_key)
+            return _as_decision(earlier, repeated=True)
+        _require_state(conn, number, (RoundState.ADJUDICATING.value,))
+        item = (
+            conn.execute(
+                select(tables.queue_items)
+                .where(_item.round == number, _item.stage == ADJUDICATION, _item.record_id == record_id)
+                .with_for_update()
+            )
+            .mappings()
+            .one_or_none()
+        )
+        if item is None:
+            raise QueueError(
+                f"record {record_id}",
+                found=f"no dispute in round {number}",
+                expected="a record that was sent to adjudication",
+                next_step="Reload the page.",
+            )
+        now = db.now()
+        _refuse_if_settled(conn, item, expected_version, value, comment)
+        suggested = _suggested(item)
+        if value is None:
+            action = Action.REJECT
+            _require_reason(comment, action)
+        else:
+            _check(check_value, value, item["text"])
+            action = (
+                Action.ACCEPT if suggested is not None and _dumped(value) == suggested else Action.CORRECT
+            )
+        held = _hand_over(conn, item, reviewer_id, now)
+        return _store(
+            conn,
+            item,
+            held,
+            annotator_id=reviewer_id,
+            action=action,
+            value=value,
+            suggested=suggested,
+            seconds=seconds,
+            comment=comment,
+            not_sure=False,
+            key=idempotency_key,
+            now=now,
+        )
+
+
+def text_sha256(text: str) -> str:
+    """The hash under which decisions commit to the text they were made on."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+# Handing out
+
+
+def _labelling_rounds(conn: Connection, number: int | None) -> list[int]:
+    query = select(tables.rounds.c.number).where(tables.rounds.c.state.in_(LABELLING_STATES))
+    if number is not None:
+        query = query.where(tables.rounds.c.number == number)
+    # FOR SHARE: a round cannot be signed between this look and the lease.
+    return list(conn.execute(query.order_by(tables.rounds.c.number).with_for_update(read=True)).scalars())
+
+
+def _held(conn: Connection, annotator_id: str, number: int | None, now: datetime) -> list[RowMapping]:
+    query = (
+        _assignments_query()
+        .where(
+            _lease.account_id == annotator_id,
+            _lease.state == "leased",
+            _lease.expires_at > now,
+            _item.stage == REVIEW,
+            tables.rounds.c.state.in_(LABELLING_STATES),
+        )
+        # What came back by undo (version > 0) is wanted first.
+        .order_by((_lease.version > 0).desc(), _item.round, _item.priority.desc(), _item.id)
+    )
+    if number is not None:
+        query = query.where(_item.round == number)
+    return list(conn.execute(query).mappings())
+
+
+def _assignments_query() -> Select[Any]:
+    return (
+        select(
+            _lease.id.label("assignment_id"),
+            _lease.account_id,
+            _lease.state,
+            _lease.expires_at,
+            _lease.version,
+            _item.version.label("item_version"),
+            _item.id.label("item_id"),
+            _item.round,
+            _item.stage,
+            _item.record_id,
+            _item.purpose,
+            _item.seen,
+            _item.priority,
+            _item.text,
+            _item.suggestion_json,
+        )
+        .join(tables.queue_items, _item.id == _lease.item_id)
+        .join(tables.rounds, tables.rounds.c.number == _item.round)
+    )
+
+
+def _active(now: datetime) -> ColumnElement[bool]:
+    return and_(_lease.state == "leased", _lease.expires_at > now)
+
+
+def _take(
+    conn: Connection, annotator_id: str, number: int, wanted: int, *, now: datetime, until: datetime
+) -> None:
+    """Lease up to `wanted` more records of a round to this person, the most urgent first."""
+    leases = (
+        select(func.count()).select_from(tables.assignments).where(_lease.item_id == _item.id, _active(now))
+    ).scalar_subquery()
+    seen_by_me = (
+        exists()
+        .where(_lease.item_id == _item.id, _lease.account_id == annotator_id)
+        .where(or_(_lease.state.in_(("decided", "skipped")), _active(now)))
+    )
+    free = and_(_item.done.is_(False), leases + _item.decided < _item.overlap)
+    for _ in range(_CLAIM_TRIES):
+        candidates = list(
+            conn.execute(
+                select(_item.id)
+                .where(_item.round == number, _item.stage == REVIEW, free, ~seen_by_me)
+                .order_by(_item.priority.desc(), _item.id)
+                .limit(wanted)
+                .with_for_update(skip_locked=True)
+            ).scalars()
+        )
+        if not candidates:
+            return
+        # PostgreSQL locked the rows after it had counted; a lease that was committed in between shows only
+        # now.
+        still = set(conn.execute(select(_item.id).where(_item.id.in_(candidates), free)).scalars())
+        chosen = [item_id for item_id in candidates if item_id in still]
+        _lease_to(conn, annotator_id, chosen, now=now, until=until)
+        wanted -= len(chosen)
+        if wanted <= 0:
+            return
+
+
+def _lease_to(
+    conn: Connection, annotator_id: str, item_ids: Sequence[int], *, now: datetime, until: datetime
+) -> None:
+    if not item_ids:
+        return
+    mine = and_(_lease.account_id == annotator_id, _lease.item_id.in_(item_ids))
+    known = set(conn.execute(select(_lease.item_id).where(mine)).scalars())
+    if known:
+        conn.execute(
+            tables.assignments.update()
+            .where(_lease.account_id == annotator_id, _lease.item_id.in_(known))
+            .values(state="leased", assigned_at=now, expires_at=until)
+        )
+    new = [
+        {
+            "item_id": item_id,
+            "account_id": annotator_id,
+            "state": "leased",
+            "assigned_at": now,
+            "expires_at": until,
+            "version": 0,
+        }
+        for item_id in item_ids
+        if item_id not in known
+    ]
+    if new:
+        conn.execute(tables.assignments.insert(), new)
+
+
+def _hand_over(conn: Connection, item: RowMapping, account_id: str, now: datetime) -> RowMapping:
+    """The adjudicator's assignment of an item, made if there is none."""
+    _lease_to(conn, account_id, [item["id"]], now=now, until=now)
+    return (
+        conn.execute(
+            _assignments_query().where(_lease.item_id == item["id"], _lease.account_id == account_id)
+        )
+        .mappings()
+        .one()
+    )
+
+
+def _reload(conn: Connection, assignment_id: int, annotator_id: str) -> Assignment:
+    row = conn.execute(_assignments_query().where(_lease.id == assignment_id)).mappings().one()
+    return _as_assignment(conn, row, annotator_id)
+
+
+def _as_assignment(conn: Connection, row: RowMapping, annotator_id: str) -> Assignment:
+    return Assignment(
+        assignment_id=row["assignment_id"],
+        round=row["round"],
+        item_id=row["item_id"],
+        record_id=row["record_id"],
+        purpose=Purpose(row["purpose"]),
+        seen=Seen(row["seen"]),
+        priority=row["priority"],
+        text=row["text"],
+        suggestion=_loaded(row["suggestion_json"]),
+        version=row["version"] + row["item_version"],
+        expires_at=row["expires_at"],
+        flagged=_flagged(conn, row["item_id"], annotator_id),
+        previous=_previous(conn, row["assignment_id"]) if row["version"] else None,
+    )
+
+
+def _previous(conn: Connection, assignment_id: int) -> dict[str, Any] | None:
+    row = (
+        conn.execute(
+            select(tables.decisions)
+            .where(_row.assignment_id == assignment_id, _row.kind == "decision")
+            .order_by(_row.id.desc())
+            .limit(1)
+        )
+        .mappings()
+        .one_or_none()
+    )
+    if row is None:
+        return None
+    return {
+        "action": row["action"],
+        "value": _loaded(row["value_json"]),
+        "comment": row["comment"],
+        "not_sure": row["not_sure"],
+    }
+
+
+def _flagged(conn: Connection, item_id: int, annotator_id: str) -> bool:
+    newest = conn.execute(
+        select(tables.flags.c.raised)
+        .where(tables.flags.c.item_id == item_id, tables.flags.c.annotator_id == annotator_id)
+        .order_by(tables.flags.c.id.desc())
+        .limit(1)
+    ).scalar()
+    return bool(newest)
+
+
+def _taken_by_others(conn: Connection, item_id: int, annotator_id: str, now: datetime) -> int:
+    return int(
+        conn.execute(
+            select(func.count())
+            .select_from(tables.assignments)
+            .where(_lease.item_id == item_id, _lease.account_id != annotator_id)
+            .where(or_(_lease.state == "decided", _active(now)))
+        ).scalar_one()
+    )
+
+
+# Taking in
+
+
+def _assignment_row(conn: Connection, assignment_id: int, annotator_id: str) -> RowMapping:
+    row = (
+        conn.execute(
+            _assignments_query().where(_lease.id == assignment_id, _lease.account_id == annotator_id)
+        )
+        .mappings()
+        .one_or_none()
+    )
+    if row is None:
+        raise _not_yours(assignment_id)
+    return row
+
+
+def _earlier(conn: Connection, annotator_id: str, key: str) -> RowMapping | None:
+    return (
+        conn.execute(
+            select(tables.decisions).where(_row.annotator_id == annotator_id, _row.idempotency_key == key)
+        )
+        .mappings()
+        .one_or_none()
+    )
+
+
+def _repeated(conn: Connection, earlier: RowMapping, decision: DecisionIn) -> DecisionOut:
+    """The first answer again; the same key with another decision is a client's mistake that must not pass as
+    saved.
+    """
+    value_json = _dumped(decision.value)
+    action = decision.action.value
+    if action == Action.CORRECT.value and value_json == earlier["suggestion_json"]:
+        action = Action.ACCEPT.value
+    same = (
+        earlier["kind"],
+        earlier["assignment_id"],
+        earlier["action"],
+        earlier["value_json"],
+        earlier["comment"],
+    )
+    if same != ("decision", decision.assignment_id, action, value_json, decision.comment):
+        raise _key_reused(decision.idempotency_key)
+    return _as_decision(earlier, repeated=True, item_version=_item_version(conn, earlier["item_id"]))
+
+
+def _item_version(conn: Connection, item_id: int) -> int:
+    return int(conn.execute(select(_item.version).where(_item.id == item_id)).scalar_one())
+
+
+def _require_state(conn: Connection, number: int, allowed: Sequence[str]) -> None:
+    state = conn.execute(
+        select(tables.rounds.c.state).where(tables.rounds.c.number == number).with_for_update(read=True)
+    ).scalar()
+    if state not in allowed:
+        raise QueueError(
+            f"round {number}",
+            found="no such round" if state is None else f"state {state}",
+            expected=" or ".join(allowed),
+            next_step="Nothing was saved: the round takes no such change now. Ask the lead to reopen it.",
+        )
+
+
+def _lock_item(conn: Connection, item_id: int) -> RowMapping:
+    return (
+        conn.execute(select(tables.queue_items).where(_item.id == item_id).with_for_update()).mappings().one()
+    )
+
+
+def _refuse_if_changed(
+    conn: Connection, held: RowMapping, item: RowMapping, decision: DecisionIn, now: datetime
+) -> None:
+    sent = {
+        "action": decision.action.value,
+        "value": decision.value,
+        "comment": decision.comment,
+        "version": decision.expected_version,
+    }
+    version = held["version"] + item["version"]
+    if version != decision.expected_version:
+        own = _previous(conn, held["assignment_id"]) or {}
+        raise DecisionConflict(
+            f"record {item['record_id']}",
+            found=f"version {version}",
+            expected=f"version {decision.expected_version}, as it was when it was shown",
+            next_step="Your answer was not saved. Look at the record again and decide anew.",
+        ).with_versions(sent=sent, stored={**own, "version": version, "by": "you, in another window"})
+    if _taken_by_others(conn, item["id"], held["account_id"], now) >= item["overlap"]:
+        raise DecisionConflict(
+            f"record {item['record_id']}",
+            found="the reservation ran out and the record went to someone else",
+            expected="a record still reserved for you",
+            next_step="Your answer was not saved. Go on with the next record.",
+        ).with_versions(sent=sent, stored={"version": version, "by": "someone else"})
+
+
+def _refuse_if_settled(
+    conn: Connection, item: RowMapping, expected_version: int, value: Value, said: str
+) -> None:
+    version = _dispute_version(conn, item)
+    if version == expected_version and not item["done"]:
+        return
+    standing = _settled(conn, item["id"]) or {}
+    raise DecisionConflict(
+        f"record {item['record_id']}",
+        found=f"version {version}" + (", settled by another adjudicator" if standing else ""),
+        expected=f"version {expected_version}, as it was when it was shown",
+        next_step="Your answer was not saved. Compare the two; undo the first if yours should stand.",
+    ).with_versions(
+        sent={"value": value, "comment": said, "version": expected_version},
+        stored={**standing, "version": version, "by": "another adjudicator"},
+    )
+
+
+def _settle_action(
+    decision: DecisionIn, suggested: str | None, text: str, check_value: CheckValue
+) -> tuple[Action, Value]:
+    """Whether action, value and what was shown fit together."""
+    _require_storable(decision.comment, "comment")
+    value_json = _dumped(decision.value)
+    if decision.action in (Action.REJECT, Action.SKIP):
+        _require_reason(decision.comment, decision.action)
+        if decision.value is not None:
+            raise _does_not_fit(decision.action, "a value", "none")
+        return decision.action, None
+    if decision.value is None:
+        raise _does_not_fit(decision.action, "no value", "a value (an empty list says that there is nothing)")
+    if decision.action is Action.ACCEPT:
+        if suggested is None:
+            raise _does_not_fit(
+                decision.action, "no suggestion was shown", "a correct with a value of your own"
+            )
+        if value_json != suggested:
+            raise _does_not_fit(
+                decision.action, "a value that is not the suggested one", "the suggested value"
+            )
+        return Action.ACCEPT, decision.value
+    _check(check_value, decision.value, text)
+    return (Action.ACCEPT if value_json == suggested else Action.CORRECT), decision.value
+
+
+def _check(check_value: CheckValue, value: Value, text: str) -> None:
+    try:
+        check_value(value, text)
+    except ValueError as error:
+        raise QueueError(
+            "value", found=str(error), expected="a legal value", next_step="Correct it and save again."
+        ) from error
+
+
+def _require_reason(said: str, action: Action) -> None:
+    if not said.strip():
+        raise _does_not_fit(action, "no reason", "a reason in the comment")
+
+
+def _store(
+    conn: Connection,
+    item: RowMapping,
+    held: RowMapping,
+    *,
+    annotator_id: str,
+    action: Action,
+    value: Value,
+    suggested: str | None,
+    seconds: float,
+    comment: str,
+    not_sure: bool,
+    key: str,
+    now: datetime,
+) -> DecisionOut:
+    rehearsal = conn.execute(
+        select(tables.rounds.c.rehearsal).where(tables.rounds.c.number == item["round"])
+    ).scalar_one()
+    row = {
+        "annotation_id": f"d-{secrets.token_hex(8)}",
+        "kind": "decision",
+        "round": item["round"],
+        "item_id": item["id"],
+        "assignment_id": held["assignment_id"],
+        "record_id": item["record_id"],
+        "text_sha256": item["text_sha256"],
+        "annotator_id": annotator_id,
+        "action": action.value,
+        "value_json": _dumped(value),
+        "seen": item["seen"],
+        "purpose": item["purpose"],
+        "suggestion_json": suggested,
+        "seconds": float(seconds),
+        "comment": comment,
+        "not_sure": not_sure,
+        "idempotency_key": key,
+        "version": held["version"],
+        "supersedes": None,
+        "decided_at": now,
+        "rehearsal": rehearsal,
+    }
+    seq = chain.record_row(
+        conn, tables.decisions, row, actor=annotator_id, object=f"record:{item['record_id']}", utc=now
+    )
+    skipped = action is Action.SKIP
+    conn.execute(
+        tables.assignments.update()
+        .where(_lease.id == held["assignment_id"])
+        .values(state="skipped" if skipped else "decided", version=held["version"] + 1)
+    )
+    if not skipped:
+        decided = item["decided"] + 1
+        conn.execute(
+            tables.queue_items.update()
+            .where(_item.id == item["id"])
+            .values(decided=decided, done=decided >= item["overlap"])
+        )
+    return _as_decision({**row, "audit_seq": seq}, repeated=False, item_version=item["version"])
+
+
+def _as_decision(
+    row: Mapping[str, Any] | RowMapping, *, repeated: bool, item_version: int = 0
+) -> DecisionOut:
+    return DecisionOut(
+        annotation_id=row["annotation_id"],
+        assignment_id=row["assignment_id"],
+        round=row["round"],
+        record_id=row["record_id"],
+        action=Action(row["action"]),
+        value=_loaded(row["value_json"]),
+        version=row["version"] + 1 + item_version,
+        decided_at=row["decided_at"],
+        audit_seq=row["audit_seq"],
+        repeated=repeated,
+    )
+
+
+# Taking back
+
+
+def _to_undo(
+    conn: Connection, annotator_id: str, annotation_id: str | None, number: int | None
+) -> RowMapping | None:
+    if annotation_id is not None:
+        row = (
+            conn.execute(
+                select(tables.decisions).where(
+                    _row.annotation_id == annotation_id,
+                    _row.annotator_id == annotator_id,
+                    _row.kind == "decision",
+                )
+            )
+            .mappings()
+            .one_or_none()
+        )
+        if row is None:
+            raise Forbidden(
+                f"decision {annotation_id}",
+                found="not a decision of yours",
+                expected="one of your own",
+                next_step="Reload the page.",
+            )
+        return row
+    query = (
+        _standing()
+        .join(tables.rounds, tables.rounds.c.number == _row.round)
+        .where(
+            _row.annotator_id == annotator_id,
+            tables.rounds.c.state.in_((*LABELLING_STATES, RoundState.ADJUDICATING.value)),
+            or_(
+                tables.rounds.c.state != RoundState.ADJUDICATING.value,
+                _row.purpose == Purpose.RECHECK.value,
+            ),
+        )
+        .order_by(_row.id.desc())
+        .limit(1)
+    )
+    if number is not None:
+        query = query.where(_row.round == number)
+    return conn.execute(query).mappings().one_or_none()
+
+
+def _supersede(conn: Connection, target: RowMapping, held: RowMapping, *, key: str, now: datetime) -> int:
+    row = {
+        **{column.name: target[column.name] for column in tables.decisions.columns},
+        "annotation_id": f"u-{secrets.token_hex(8)}",
+        "kind": "undo",
+        "idempotency_key": key,
+        "version": held["version"],
+        "supersedes": target["annotation_id"],
+        "decided_at": now,
+        "seconds": 0.0,
+        "comment": "",
+    }
+    del row["id"], row["audit_seq"]
+    return chain.record_row(
+        conn,
+        tables.decisions,
+        row,
+        actor=target["annotator_id"],
+        object=f"record:{target['record_id']}",
+        utc=now,
+    )
+
+
+def _already_undone(conn: Connection, undoing: RowMapping, annotator_id: str) -> UndoOut:
+    if undoing["kind"] != "undo":
+        raise _key_reused(undoing["idempotency_key"])
+    held = _assignment_row(conn, undoing["assignment_id"], annotator_id)
+    return UndoOut(
+        annotation_id=undoing["supersedes"],
+        record_id=undoing["record_id"],
+        audit_seq=undoing["audit_seq"],
+        assignment=_as_assignment(conn, held, annotator_id) if held["state"] == "leased" else None,
+    )
+
+
+# Reading
+
+
+def _standing() -> Select[Any]:
+    """Decisions that no later row supersedes."""
+    superseding = tables.decisions.alias()
+    return select(tables.decisions).where(
+        _row.kind == "decision", ~exists().where(superseding.c.supersedes == _row.annotation_id)
+    )
+
+
+def _as_annotation(row: RowMapping) -> dict[str, Any]:
+    return {
+        "annotation_id": row["annotation_id"],
+        "record_id": row["record_id"],
+        "annotator_id": row["annotator_id"],
+        "value": _loaded(row["value_json"]),
+        "action": row["action"],
+        "seen": row["seen"],
+        "purpose": row["purpose"],
+        "suggestion_value": _loaded(row["suggestion_json"]),
+        "seconds": row["seconds"],
+        "decided_at": row["decided_at"],
+        "comment": row["comment"] or None,
+        "not_sure": row["not_sure"],
+        "audit_seq": row["audit_seq"],
+        "rehearsal": row["rehearsal"],
+    }
+
+
+def _as_dispute(conn: Connection, item: RowMapping) -> Dispute:
+    rows = (
+        conn.execute(
+            _standing()
+            .where(
+                _row.round == item["round"], _row.record_id == item["record_id"], _row.item_id != item["id"]
+            )
+            # The random id, not the time: the order of the cards must not tell who was first.
+            .order_by(_row.annotation_id)
+        )
+        .mappings()
+        .all()
+    )
+    said = conn.execute(
+        select(tables.comments.c.text)
+        .join(tables.queue_items, _item.id == tables.comments.c.item_id)
+        .where(_item.round == item["round"], tables.comments.c.record_id == item["record_id"])
+        .order_by(tables.comments.c.id)
+    ).scalars()
+    return Dispute(
+        round=item["round"],
+        item_id=item["id"],
+        record_id=item["record_id"],
+        text=item["text"],
+        reason=item["reason"],
+        suggestion=_loaded(item["suggestion_json"]),
+        cards=tuple(
+            Card(
+                annotation_id=row["annotation_id"],
+                action=Action(row["action"]),
+                value=_loaded(row["value_json"]),
+                seen=Seen(row["seen"]),
+                comment=row["comment"],
+                not_sure=row["not_sure"],
+                seconds=row["seconds"],
+            )
+            for row in rows
+        ),
+        remarks=tuple(said),
+        version=_dispute_version(conn, item),
+        settled=_settled(conn, item["id"]),
+    )
+
+
+def _dispute_version(conn: Connection, item: RowMapping) -> int:
+    """Grows with every adjudication and undo, whoever made it."""
+    changes = conn.execute(select(func.count()).where(_row.item_id == item["id"])).scalar_one()
+    return int(changes) + int(item["version"])
+
+
+def _settled(conn: Connection, item_id: int) -> dict[str, Any] | None:
+    row = conn.execute(_standing().where(_row.item_id == item_id)).mappings().one_or_none()
+    if row is None:
+        return None
+    return {
+        "action": row["action"],
+        "value": _loaded(row["value_json"]),
+        "comment": row["comment"],
+        "annotation_id": row["annotation_id"],
+    }
+
+
+def _suggested(item: RowMapping) -> str | None:
+    """Canonical JSON of the value that was shown."""
+    suggestion = _loaded(item["suggestion_json"])
+    return None if suggestion is None else _dumped(suggestion["value"])
+
+
+def _loaded(text: str | None) -> Any:
+    return None if text is None else json.loads(text)
+
+
+def _dumped(value: Value) -> str | None:
+    if value is None:
+        return None
+    try:
+        text = canonical_json(value)
+    except ValueError as error:
+        raise QueueError(
+            "value", found="not a number", expected="plain JSON data", next_step="Send another value."
+        ) from error
+    for said in _strings(value):
+        _require_storable(said, "value")
+    return text
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _strings(key)
+            yield from _strings(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def storable(text: str) -> bool:
+    """PostgreSQL cannot hold NUL, and no UTF-8 file can hold half a surrogate pair: refused alike on both
+    databases.
+    """
+    return "\x00" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _require_storable(text: str, name: str) -> None:
+    if not storable(text):
+        raise QueueError(
+            name,
+            found="a character that cannot be stored (NUL or half a surrogate pair)",
+            expected="text",
+            next_step="Remove it and save again.",
+        )
+
+
+def _does_not_fit(action: Action, found: str, expected: str) -> QueueError:
+    return QueueError(
+        f"action {action.value}",
+        found=found,
+        expected=expected,
+        next_step="Nothing was saved. Send it again corrected.",
+    )
+
+
+def _not_yours(assignment_id: int) -> Forbidden:
+    return Forbidden(
+        f"assignment {assignment_id}",
+        found="not one of yours",
+        expected="a record that was given to you",
+        next_step="Ask for the next record.",
+    )
+
+
+def _key_reused(key: str) -> QueueError:
+    return QueueError(
+        "idempotency_key",
+        found=f"{key!r}, already used for another decision",
+        expected="a new key a decision",
+        next_step="Nothing was saved. Make a new key.",
+    )
