@@ -1,0 +1,240 @@
+"""llama.cpp's server, wherever it runs: as `llama-server`, or inside the process (`labeling.engines.embedded`).
+
+Two routes to the label distribution, both at the one position after the prompt. The raw one gives the model's own
+probabilities of its most likely tokens, hence `label_mass`. Labels that are not among those get their share from a
+second call on the cached prompt with an equal bias on all label tokens: an equal bias cancels out in the ratios.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from labeling.engines.http import EngineConnection, finite
+from labeling.engines.protocol import Identity, LabelCode, LabelScores, Tokens
+from schemas.errors import EngineError, PromptTooLong
+
+RAW_TOP = 64
+BIAS = 100.0
+SAMPLING = "one token; raw log-probabilities; equal-bias ratio for labels outside the top 64"
+
+
+class LlamaServer:
+    """One llama.cpp server over HTTP."""
+
+    def __init__(
+        self,
+        connection: EngineConnection,
+        *,
+        digest: str,
+        engine: str = "llama-server",
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        self._http = connection
+        self._digest = digest
+        self._engine = engine
+        self._on_close = on_close
+        props = self._http.call("GET", "/props")
+        settings = props.get("default_generation_settings") or {}
+        self.context = int(settings.get("n_ctx") or 0)
+        self.slots = int(props.get("total_slots") or 1)
+        if self.context <= 0:
+            raise EngineError(
+                f"{connection.url}/props",
+                found="no context size",
+                expected="default_generation_settings.n_ctx",
+                next_step="Use a llama-server of 2025 or later.",
+            )
+
+    def identity(self) -> Identity:
+        props = self._http.call("GET", "/props")
+        model = str(props.get("model_alias") or props.get("model_path") or "?").rsplit("/", 1)[-1]
+        return Identity(
+            engine=self._engine,
+            engine_version=str(props.get("build_info") or "?"),
+            model=model,
+            digest=self._digest,
+            quantization=str(props.get("model_ftype") or "?"),
+            context=int((props.get("default_generation_settings") or {}).get("n_ctx") or 0),
+            sampling=SAMPLING,
+        )
+
+    def tokenize(self, text: str) -> Tokens:
+        return Tokens(self._tokens(text, special=True), text)
+
+    def token_ids(self, text: str) -> tuple[int, ...]:
+        return self._tokens(text, special=False)
+
+    def _tokens(self, text: str, *, special: bool) -> tuple[int, ...]:
+        # parse_special off: "<|im_end|>" inside a record is text, not a control token.
+        body = {"content": text, "add_special": special, "parse_special": False}
+        reply = self._http.call("POST", "/tokenize", body)
+        tokens = reply.get("tokens") if isinstance(reply, dict) else None
+        if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+            raise EngineError(
+                f"{self._http.url}/tokenize", found=str(reply)[:200], expected="tokens", next_step="See the engine's log."
+            )
+        return tuple(tokens)
+
+    def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
+        started = time.perf_counter()
+        raw, reply = self._raw_route(prompt, slot)
+        found = [raw.get(code.token_id) for code in codes]
+        if all(log_prob is not None for log_prob in found):
+            log_probs = [log_prob for log_prob in found if log_prob is not None]
+        else:
+            log_probs = self._completed(found, self._biased_route(prompt, codes, slot), raw)
+        mass = min(1.0, math.fsum(math.exp(log_prob) for log_prob in log_probs))
+        cached = int((reply.get("timings") or {}).get("cache_n") or 0)
+        return LabelScores(
+            tuple(log_probs), mass, len(prompt.ids), max(cached, 0), time.perf_counter() - started
+        )
+
+    def _raw_route(self, prompt: Tokens, slot: int) -> tuple[dict[int, float], dict[str, Any]]:
+        reply = self._completion(prompt, slot, {"temperature": 0.0, "n_probs": RAW_TOP})
+        return self._pairs(reply, "top_logprobs", "logprob"), reply
+
+    def _biased_route(self, prompt: Tokens, codes: Sequence[LabelCode], slot: int) -> list[float]:
+        count = len(codes)
+        body = {
+            "temperature": 1.0,
+            "samplers": ["top_k"],
+            "top_k": count,
+            "n_probs": count,
+            "post_sampling_probs": True,
+            "logit_bias": [[code.token_id, BIAS] for code in codes],
+        }
+        shares = self._pairs(self._completion(prompt, slot, body), "top_probs", "prob")
+        missing = [code.label for code in codes if code.token_id not in shares]
+        if missing:
+            raise self._unusable(f"no probability for {', '.join(missing[:3])}", "one for every label code")
+        return [shares[code.token_id] for code in codes]
+
+    @staticmethod
+    def _completed(found: Sequence[float | None], shares: Sequence[float], raw: dict[int, float]) -> list[float]:
+        """Raw log-probabilities of all labels from the known ones and the ratios.
+
+        Where no label is among the most likely tokens, the least of those bounds them from above: the label mass is
+        then an upper bound close to 0, which is what it has to signal.
+        """
+        tiny = 1e-30
+        logs = [math.log(max(share, tiny)) for share in shares]
+        anchors = [known - log for known, log in zip(found, logs, strict=True) if known is not None and log > -20]
+        shift = sum(anchors) / len(anchors) if anchors else min(raw.values()) - max(logs)
+        return [known if known is not None else log + shift for known, log in zip(found, logs, strict=True)]
+
+    def _completion(self, prompt: Tokens, slot: int, settings: dict[str, Any]) -> dict[str, Any]:
+        body = {
+            "prompt": list(prompt.ids),
+            "n_predict": 1,
+            "cache_prompt": True,
+            "id_slot": slot,
+            "seed": 0,
+            **settings,
+        }
+        try:
+            reply = self._http.call("POST", "/completion", body)
+        except EngineError as error:
+            if "exceed" in error.found and "context" in error.found:
+                raise PromptTooLong(
+                    error.path,
+                    found=f"{len(prompt.ids)} tokens",
+                    expected=f"at most {self.context}",
+                    next_step="Choose prompts.over_long: head_tail or windows, or a larger engine.context.",
+                ) from error
+            raise
+        if not isinstance(reply, dict):
+            raise self._unusable(str(reply)[:200], "a completion object")
+        counted = reply.get("tokens_evaluated")
+        if reply.get("truncated") is True or counted != len(prompt.ids):
+            raise PromptTooLong(
+                f"{self._http.url}/completion",
+                found=f"the engine read {counted} tokens" + (" and cut the prompt" if reply.get("truncated") else ""),
+                expected=f"the {len(prompt.ids)} tokens that were sent",
+                next_step="No label is taken from a cut prompt; raise engine.context or shorten the record.",
+            )
+        return reply
+
+    def _pairs(self, reply: dict[str, Any], inner: str, key: str) -> dict[int, float]:
+        positions = reply.get("completion_probabilities")
+        entries = positions[0].get(inner) if isinstance(positions, list) and positions else None
+        if not isinstance(entries, list) or not entries:
+            raise self._unusable(f"no {inner}", "probabilities of one token")
+        values: dict[int, float] = {}
+        for entry in entries:
+            number = finite(entry.get(key)) if isinstance(entry, dict) else None
+            if number is None or not isinstance(entry.get("id"), int):
+                raise self._unusable(f"{inner} entry {str(entry)[:100]}", "a token id and a finite number")
+            values[entry["id"]] = number
+        if key == "logprob" and all(value == 0.0 for value in values.values()):
+            raise self._unusable("log-probabilities that are all 0", "real ones (is speculative decoding on?)")
+        return values
+
+    def _unusable(self, found: str, expected: str) -> EngineError:
+        return EngineError(
+            f"{self._http.url}/completion", found=found, expected=expected, next_step="The record is set aside."
+        )
+
+    def warm(self, prefix: Tokens) -> None:
+        for slot in range(self.slots):
+            body = {"prompt": list(prefix.ids), "n_predict": 0, "cache_prompt": True, "id_slot": slot}
+            self._http.call("POST", "/completion", body)
+
+    def close(self) -> None:
+        self._http.close()
+        if self._on_close is not None:
+            self._on_close()
+
+
+class LlamaServerEmbedder:
+    """Embeddings from a llama.cpp server that was started for them."""
+
+    BATCH = 32
+
+    def __init__(self, connection: EngineConnection, *, model_id: str, on_close: Callable[[], None] | None = None) -> None:
+        self._http = connection
+        self._on_close = on_close
+        self.model_id = model_id
+        self._longest = int((self._http.call("GET", "/props").get("default_generation_settings") or {}).get("n_ctx") or 512)
+        self.width = int(self.embed(["width"]).shape[1])
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        rows: list[npt.NDArray[np.float32]] = []
+        for start in range(0, len(texts), self.BATCH):
+            rows.extend(self._batch(texts[start : start + self.BATCH]))
+        matrix = np.asarray(rows, dtype=np.float32)
+        return matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)
+
+    def _batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.float32]]:
+        inputs: list[str | list[int]] = [self._fitting(text) for text in texts]
+        reply = self._http.call("POST", "/v1/embeddings", {"input": inputs, "encoding_format": "float"})
+        data = reply.get("data") if isinstance(reply, dict) else None
+        if not isinstance(data, list) or len(data) != len(texts):
+            raise EngineError(
+                f"{self._http.url}/v1/embeddings",
+                found=str(reply)[:200],
+                expected=f"{len(texts)} vectors",
+                next_step="See the engine's log.",
+            )
+        vectors = [np.asarray(entry["embedding"], dtype=np.float32) for entry in sorted(data, key=lambda e: e["index"])]
+        if not all(np.isfinite(vector).all() for vector in vectors):
+            raise EngineError(
+                f"{self._http.url}/v1/embeddings", found="NaN in a vector", expected="numbers", next_step="Restart it."
+            )
+        return vectors
+
+    def _fitting(self, text: str) -> str | list[int]:
+        # A token is at least one byte, so a short text needs no counting.
+        if len(text.encode("utf-8")) < self._longest - 2:
+            return text
+        body = {"content": text, "add_special": True}
+        tokens: list[int] = self._http.call("POST", "/tokenize", body)["tokens"]
+        return tokens if len(tokens) <= self._longest else tokens[: self._longest - 1] + tokens[-1:]
+
+    def close(self) -> None:
+        self._http.close()
+        if self._on_close is not None:
+            self._on_close()

