@@ -1,0 +1,195 @@
+"""One-token label scores of records: fitting the prompt, asking, retrying, setting aside.
+
+This is the one place where an engine is asked again (at most 3 tries a record).
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from labeling.engines.protocol import Engine, LabelScores, Tokens
+from labeling.prompts import Prompt
+from schemas.errors import EngineError, LabelingError, PromptTooLong
+
+MAX_TRIES = 3
+FIRST_PAUSE_S = 0.2
+_GAP = " […] "
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A record with its label scores. `log_probs` in the order of the prompt's codes."""
+
+    record_id: str
+    log_probs: tuple[float, ...]
+    label_mass: float
+    tokens_sent: int
+    tokens_cached: int
+    fit: str
+    attempts: int
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A record whose replies could not be used. A failure is not a label."""
+
+    record_id: str
+    reason: str
+    raw_reply: str
+    attempts: int
+
+
+@dataclass(frozen=True)
+class BatchOutcome:
+    """What came of a batch; bad records are values here, broken code is an exception."""
+
+    scored: tuple[Scored, ...]
+    set_aside: tuple[SetAside, ...]
+
+
+def score_batch(
+    engine: Engine,
+    prompt: Prompt,
+    records: Sequence[tuple[str, str]],
+    *,
+    over_long: str = "head_tail",
+    in_flight: int | None = None,
+    on_record: Callable[[], None] | None = None,
+    pause_s: float = FIRST_PAUSE_S,
+) -> BatchOutcome:
+    """Scores (record_id, text) pairs with as many requests in flight as the engine has slots.
+
+    Results come in the order of `records`, whatever the order of the replies.
+    """
+    lanes: queue.SimpleQueue[int] = queue.SimpleQueue()
+    width = min(in_flight or engine.slots, max(1, len(records)))
+    for lane in range(width):
+        lanes.put(lane % engine.slots)
+    stop = threading.Event()
+
+    def ask(record: tuple[str, str]) -> Scored | SetAside | None:
+        if stop.is_set():
+            return None
+        lane = lanes.get()
+        try:
+            return _score_one(engine, prompt, record, over_long=over_long, slot=lane, pause_s=pause_s)
+        except BaseException:
+            stop.set()  # broken code or an identity change: the other lanes need not go on
+            raise
+        finally:
+            lanes.put(lane)
+            if on_record is not None:
+                on_record()
+
+    if width == 1:
+        outcomes = [ask(record) for record in records]
+    else:
+        with ThreadPoolExecutor(width) as pool:
+            outcomes = list(pool.map(ask, records))
+    return BatchOutcome(
+        tuple(outcome for outcome in outcomes if isinstance(outcome, Scored)),
+        tuple(outcome for outcome in outcomes if isinstance(outcome, SetAside)),
+    )
+
+
+def _score_one(
+    engine: Engine, prompt: Prompt, record: tuple[str, str], *, over_long: str, slot: int, pause_s: float
+) -> Scored | SetAside:
+    record_id, text = record
+    attempts = 0
+    while True:
+        attempts += 1
+        try:
+            pieces, fit = fit_record(engine, prompt, text, over_long=over_long)
+            replies = [engine.score(piece, prompt.codes, slot=slot) for piece in pieces]
+            return _merged(record_id, replies, fit, attempts)
+        except PromptTooLong as error:
+            return SetAside(record_id, f"prompt too long: {error.found}", str(error), attempts)
+        except EngineError as error:
+            if not _may_help(error) or attempts == MAX_TRIES:
+                return SetAside(record_id, f"unusable reply: {error.found}"[:300], str(error)[:4000], attempts)
+            time.sleep(pause_s * 2 ** (attempts - 1))
+
+
+def _may_help(error: LabelingError) -> bool:
+    # A malformed reply may be a cut connection's; a changed identity must never be tried over.
+    return type(error) is EngineError or error.retryable
+
+
+def _merged(record_id: str, replies: Sequence[LabelScores], fit: str, attempts: int) -> Scored:
+    """Windows vote with the mean of their renormalised log-probabilities."""
+    if len(replies) == 1:
+        log_probs, mass = replies[0].log_probs, replies[0].label_mass
+    else:
+        rows = np.array([reply.log_probs for reply in replies])
+        log_probs = tuple(float(value) for value in rows.mean(axis=0))
+        mass = float(np.mean([reply.label_mass for reply in replies]))
+    return Scored(
+        record_id,
+        log_probs,
+        mass,
+        sum(reply.tokens_sent for reply in replies),
+        sum(reply.tokens_cached for reply in replies),
+        fit,
+        attempts,
+        sum(reply.duration_s for reply in replies),
+    )
+
+
+def fit_record(engine: Engine, prompt: Prompt, text: str, *, over_long: str) -> tuple[list[Tokens], str]:
+    """The prompt (or window prompts) of a record, counted in the engine's own tokens, and how it was fitted.
+
+    Raises:
+        PromptTooLong: it does not fit and the strategy is `refuse`, or not even the prompt without it fits.
+    """
+    room = engine.context - 1  # one token for the answer
+    whole = engine.tokenize(prompt.around(text))
+    if len(whole.ids) <= room:
+        return [whole], "whole"
+    frame = len(engine.tokenize(prompt.around("")).ids)
+    budget = room - frame
+    if over_long == "refuse" or budget < 16:
+        raise PromptTooLong(
+            "record",
+            found=f"{len(whole.ids)} tokens",
+            expected=f"at most {room} ({frame} of them the prompt's own)",
+            next_step="Choose prompts.over_long: head_tail or windows, a shorter prompt or a larger engine.context.",
+        )
+    if over_long == "windows":
+        return [engine.tokenize(prompt.around(piece)) for piece in _windows(engine, text, budget)], "windows"
+    return [_head_and_tail(engine, prompt, text, room)], "head_tail"
+
+
+def _head_and_tail(engine: Engine, prompt: Prompt, text: str, room: int) -> Tokens:
+    """Keeps as many characters of both ends as fit; the gap is marked."""
+    low, high, best = 1, len(text) // 2, None
+    while low <= high:
+        half = (low + high) // 2
+        tokens = engine.tokenize(prompt.around(text[:half] + _GAP + text[-half:]))
+        if len(tokens.ids) <= room:
+            best, low = tokens, half + 1
+        else:
+            high = half - 1
+    if best is None:
+        raise PromptTooLong("record", found="no room for it", expected="some", next_step="Raise engine.context.")
+    return best
+
+
+def _windows(engine: Engine, text: str, budget: int) -> Iterable[str]:
+    start = 0
+    while start < len(text):
+        low, high, end = start + 1, len(text), start + 1
+        while low <= high:
+            middle = (low + high) // 2
+            if len(engine.token_ids(text[start:middle])) <= budget - 2:
+                end, low = middle, middle + 1
+            else:
+                high = middle - 1
+        yield text[start:end]
+        start = end
