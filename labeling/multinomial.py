@@ -6,11 +6,13 @@ what is kept is the weights, so a fitted model is a JSON object and never a pick
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import ThreadpoolController
 
 Floats = npt.NDArray[np.float64]
 
@@ -126,7 +128,10 @@ def fit_multinomial(
     intercepts = np.zeros(seen.size)
     if seen.size > 1:
         regression = LogisticRegression(C=inverse_penalty, max_iter=MAX_ITERATIONS, tol=1e-4)
-        regression.fit((matrix - mean) / scale, codes)
+        # On cores shared with the engine, OpenMP threads spin for each other: 5 to 10 times slower than one
+        # thread.
+        with _thread_pools().limit(limits=1):
+            regression.fit((matrix - mean) / scale, codes)
         # Two classes come back as one row, the log-odds of the second.
         weights[-regression.coef_.shape[0] :] = regression.coef_
         intercepts[-regression.coef_.shape[0] :] = regression.intercept_
@@ -225,6 +230,12 @@ def stratified_folds(gold: Sequence[str], *, folds: int, seed: int) -> npt.NDArr
     result = np.empty(len(gold), dtype=np.int64)
     result[order] = np.arange(len(gold)) % min(folds, len(gold))
     return result
+
+
+@cache
+def _thread_pools() -> ThreadpoolController:
+    """The loaded BLAS and OpenMP libraries; looking for them takes longer than a small fit."""
+    return ThreadpoolController()
 
 
 def label_codes(gold: Sequence[str], labels: Sequence[str]) -> npt.NDArray[np.int64]:
