@@ -42,9 +42,14 @@ class ProjectFolder:
     def prompts_used(self) -> Path:
         return self.root / "prompts_used"
 
+    def scores(self, identity_id: str, prompt_id: str) -> Path:
+        """Raw engine scores, kept under what decides them."""
+        return self.root / "scores" / f"{identity_id}-{prompt_id}"
+
     @property
-    def setup_scores(self) -> Path:
-        return self.root / "setup"
+    def sample(self) -> Path:
+        """The setup sample: which records, drawn how."""
+        return self.root / "sample.json"
 
     def round(self, number: int) -> "RoundFolder":
         return RoundFolder(self.root / "rounds" / f"{number:02d}")
@@ -86,11 +91,6 @@ class RoundFolder:
     @property
     def slice(self) -> Path:
         return self.root / "slice.json"
-
-    @property
-    def scores(self) -> Path:
-        """Raw engine scores, committed shard by shard; suggestions are made from them."""
-        return self.root / "scores"
 
     @property
     def suggestions(self) -> Path:

@@ -1,0 +1,119 @@
+"""The records of a project as the phases need them: which are to be labelled, their texts and their vectors."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from labeling.engines.protocol import Embedder
+from labeling.paths import ProjectFolder
+from labeling.storage import Part, Table
+from schemas import tables
+from schemas.errors import StorageError
+from schemas.project import Project
+
+EMBED_ROWS = 1024
+
+
+def records_table(project: Project, folder: ProjectFolder) -> Table:
+    """The table of records."""
+    return Table(folder.records, tables.records(project.label_schema.task))
+
+
+def record_ids(project: Project, folder: ProjectFolder) -> list[str]:
+    """Ids of the records to be labelled: exact duplicates of another record are linked, not asked about."""
+    ids: list[str] = []
+    for _, frame in records_table(project, folder).stream(["record_id", "duplicate_of"]):
+        ids.extend(frame.filter(pl.col("duplicate_of").is_null())["record_id"].to_list())
+    return ids
+
+
+def stream_records(project: Project, folder: ProjectFolder, columns: Sequence[str]) -> Iterator[tuple[Part, pl.DataFrame]]:
+    """Records to be labelled, part by part."""
+    wanted = list(dict.fromkeys(["record_id", *columns, "duplicate_of"]))
+    for part, frame in records_table(project, folder).stream(wanted):
+        yield part, frame.filter(pl.col("duplicate_of").is_null()).select(["record_id", *columns])
+
+
+def texts_of(project: Project, folder: ProjectFolder, wanted: Collection[str]) -> dict[str, str]:
+    """Texts by record id; a part that holds none of the wanted ids is not unpacked beyond its id column."""
+    return dict(rows_of(project, folder, wanted, ["text"]).select("record_id", "text").iter_rows())
+
+
+def rows_of(project: Project, folder: ProjectFolder, wanted: Collection[str], columns: Sequence[str]) -> pl.DataFrame:
+    """The wanted records, in no particular order.
+
+    Raises:
+        StorageError: a wanted record does not exist.
+    """
+    table = records_table(project, folder)
+    left = pl.Series("record_id", sorted(set(wanted)), dtype=pl.String)
+    found: list[pl.DataFrame] = []
+    for part in table.parts():
+        ids = table.read_part(part, ["record_id"])
+        if ids["record_id"].is_in(left.implode()).any():
+            frame = table.read_part(part, ["record_id", *columns])
+            found.append(frame.filter(pl.col("record_id").is_in(left.implode())))
+    rows = pl.concat(found) if found else table.read(["record_id", *columns]).clear()
+    if rows.height != len(left):
+        raise StorageError(
+            str(folder.records),
+            found=f"{rows.height} of {len(left)} records",
+            expected="all of them",
+            next_step="Run `countersign verify`.",
+        )
+    return rows
+
+
+def embed_missing(
+    project: Project, folder: ProjectFolder, embedder: Embedder, *, progress: Callable[[int], None] | None = None
+) -> int:
+    """Computes the vectors that are not there yet, once per record; returns how many."""
+    table = Table(folder.embeddings(embedder.model_id), tables.embeddings(project.label_schema.task, embedder.width))
+    have = set(table.read(["record_id"])["record_id"].to_list()) if table.exists else set()
+    added = 0
+    for _, frame in stream_records(project, folder, ["text"]):
+        todo = frame.filter(~pl.col("record_id").is_in(list(have))) if have else frame
+        for start in range(0, todo.height, EMBED_ROWS):
+            piece = todo.slice(start, EMBED_ROWS)
+            vectors = embedder.embed(piece["text"].to_list())
+            table.append(
+                [
+                    {"record_id": record_id, "model_id": embedder.model_id, "vector": vector}
+                    for record_id, vector in zip(piece["record_id"], vectors, strict=True)
+                ],
+                meta={"model_id": embedder.model_id},
+            )
+            added += piece.height
+            if progress is not None:
+                progress(added)
+    return added
+
+
+class Vectors:
+    """Vectors of all embedded records, looked up by id."""
+
+    def __init__(self, ids: Sequence[str], matrix: npt.NDArray[np.float32]) -> None:
+        self._row = {record_id: index for index, record_id in enumerate(ids)}
+        self.matrix = matrix
+
+    @classmethod
+    def load(cls, project: Project, folder: ProjectFolder) -> "Vectors | None":
+        """The vectors of the project's embedding model; None when it uses none or none were made yet."""
+        root = folder.root / "embeddings"
+        models = sorted(root.iterdir()) if root.is_dir() else []
+        name = project.embedding.model.rsplit("/", 1)[-1].removesuffix(".gguf")
+        matching = [model for model in models if model.name.startswith(name)]
+        if project.embedding.kind == "none" or not matching:
+            return None
+        table = Table(matching[-1], tables.embeddings(project.label_schema.task))
+        frame = table.read(["record_id", "vector"])
+        return cls(frame["record_id"].to_list(), frame["vector"].to_numpy().astype(np.float32).reshape(frame.height, -1))
+
+    def of(self, record_ids: Sequence[str]) -> npt.NDArray[np.float32]:
+        """(n, d) rows in the order asked for."""
+        return self.matrix[[self._row[record_id] for record_id in record_ids]]
+
+    def __contains__(self, record_id: str) -> bool:
+        return record_id in self._row

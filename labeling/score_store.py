@@ -1,0 +1,157 @@
+"""Raw scores, kept under what decides them: the engine's identity and the prompt.
+
+A score is asked for once in a project's life: the setup sample, round 1 and round 2 with an unchanged prompt all read
+the same rows. A shard is committed whole or not at all, so a killed run asks again only what it had not committed.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from labeling.engines.protocol import Engine
+from labeling.paths import ProjectFolder
+from labeling.prompts import Prompt
+from labeling.scoring import BatchOutcome, score_batch
+from labeling.storage import Table, write_content_addressed
+from schemas import tables
+from schemas.errors import IdentityChanged, TooManyRejected
+from schemas.project import Project
+
+SCORED = pa.schema(
+    [
+        pa.field("record_id", pa.string(), nullable=False),
+        pa.field("log_probs", pa.list_(pa.float64()), nullable=False),
+        pa.field("label_mass", pa.float64(), nullable=False),
+        pa.field("tokens_sent", pa.int32(), nullable=False),
+        pa.field("tokens_cached", pa.int32(), nullable=False),
+        pa.field("fit", pa.string(), nullable=False),
+        pa.field("attempts", pa.int16(), nullable=False),
+        pa.field("duration_s", pa.float64(), nullable=False),
+    ]
+)
+LEAST_FOR_SHARE = 20
+
+
+class ScoreStore:
+    """Scores and set-aside records of one engine identity and one prompt."""
+
+    def __init__(self, project: Project, folder: ProjectFolder, *, identity_id: str, prompt_id: str) -> None:
+        root = folder.scores(identity_id, prompt_id)
+        self.identity_id, self.prompt_id = identity_id, prompt_id
+        self.scored = Table(root / "scored", SCORED)
+        self.rejected = Table(root / "rejected", tables.rejected(project.label_schema.task))
+
+    def known(self) -> set[str]:
+        """Records that were asked and answered, or set aside: none of them is asked again."""
+        known = set(self.scored.read(["record_id"])["record_id"].to_list())
+        return known | set(self.rejected.read(["record_id"])["record_id"].to_list())
+
+    def matrix(self, wanted: Sequence[str]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """(n, K) log-probabilities (a row of NaN where there are none) and (n,) label mass, in the order asked for."""
+        frame = pl.DataFrame({"record_id": list(wanted)}, schema={"record_id": pl.String}).join(
+            self.scored.read(["record_id", "log_probs", "label_mass"]), on="record_id", how="left", maintain_order="left"
+        )
+        rows = frame["log_probs"].to_list()
+        width = next((len(row) for row in rows if row is not None), 1)
+        matrix = np.array([row if row is not None else [np.nan] * width for row in rows], dtype=np.float64)
+        return matrix.reshape(len(rows), width), frame["label_mass"].cast(pl.Float64).to_numpy().astype(np.float64)
+
+
+def register(project: Project, folder: ProjectFolder, engine: Engine, prompt: Prompt) -> ScoreStore:
+    """Writes down who the engine is and what the prompt says, and opens the scores of the two."""
+    identity_id = write_content_addressed(folder.identities, engine.identity().as_dict())
+    prompt_id = write_content_addressed(folder.prompts_used, prompt.as_dict())
+    return ScoreStore(project, folder, identity_id=identity_id, prompt_id=prompt_id)
+
+
+def score_missing(
+    engine: Engine,
+    prompt: Prompt,
+    store: ScoreStore,
+    records: Iterator[tuple[str, str]],
+    *,
+    project: Project,
+    folder: ProjectFolder,
+    known: Collection[str],
+    on_record: Callable[[], None] | None = None,
+) -> Iterator[BatchOutcome]:
+    """Scores what is not known yet, yielding after each committed shard.
+
+    Raises:
+        IdentityChanged: the model was swapped; nothing of the shard at hand is stored.
+        TooManyRejected: the shard's set-aside share is above `quality.max_rejected_share`; it is not stored either.
+    """
+    fresh = (record for record in records if record[0] not in known)
+    while shard := list(islice(fresh, project.limits.shard_records)):
+        outcome = score_batch(engine, prompt, shard, over_long=project.prompts.over_long, on_record=on_record)
+        _check_identity(engine, folder, store)
+        _check_share(outcome, project)
+        commit(store, outcome)
+        yield outcome
+
+
+def _check_identity(engine: Engine, folder: ProjectFolder, store: ScoreStore) -> None:
+    now = write_content_addressed(folder.identities, engine.identity().as_dict())
+    if now != store.identity_id:
+        raise IdentityChanged(
+            "engine",
+            found=f"identity {now}",
+            expected=f"{store.identity_id}, as at the start of the run",
+            next_step="The model behind the engine was changed. Nothing of this batch was stored; run again to start "
+            "a new set of suggestions with the new model, or put the old one back.",
+        )
+
+
+def _check_share(outcome: BatchOutcome, project: Project) -> None:
+    total = len(outcome.scored) + len(outcome.set_aside)
+    share = len(outcome.set_aside) / total
+    if total >= LEAST_FOR_SHARE and share > project.quality.max_rejected_share:
+        reasons: dict[str, int] = {}
+        for item in outcome.set_aside:
+            reason = item.reason.split(":", 1)[0]
+            reasons[reason] = reasons.get(reason, 0) + 1
+        raise TooManyRejected(
+            "pre-annotation",
+            found=f"{len(outcome.set_aside)} of {total} records without a usable reply ({reasons}); "
+            f"for example: {outcome.set_aside[0].reason}",
+            expected=f"at most {project.quality.max_rejected_share:.0%} (quality.max_rejected_share)",
+            next_step="Check the engine; this shard was not stored, earlier ones were. Run again to go on.",
+        )
+
+
+def commit(store: ScoreStore, outcome: BatchOutcome) -> None:
+    """Stores a shard: set-aside records first, so that a crash between the two only asks the scored ones again."""
+    if outcome.set_aside:
+        store.rejected.append(
+            [
+                {
+                    "record_id": item.record_id,
+                    "reason": item.reason,
+                    "raw_reply": item.raw_reply[:4096],
+                    "attempts": item.attempts,
+                    "identity_id": store.identity_id,
+                    "prompt_id": store.prompt_id,
+                }
+                for item in outcome.set_aside
+            ]
+        )
+    if outcome.scored:
+        rows = outcome.scored
+        store.scored.append(
+            pa.table(
+                {
+                    "record_id": [row.record_id for row in rows],
+                    "log_probs": [list(row.log_probs) for row in rows],
+                    "label_mass": [row.label_mass for row in rows],
+                    "tokens_sent": [row.tokens_sent for row in rows],
+                    "tokens_cached": [row.tokens_cached for row in rows],
+                    "fit": [row.fit for row in rows],
+                    "attempts": [row.attempts for row in rows],
+                    "duration_s": [row.duration_s for row in rows],
+                },
+            ).cast(SCORED)
+        )
