@@ -93,6 +93,11 @@ class RoundFolder:
         return self.root / "slice.json"
 
     @property
+    def queue(self) -> Path:
+        """Which records the round put before people, in which order and why."""
+        return self.root / "queue.json"
+
+    @property
     def suggestions(self) -> Path:
         return self.root / "suggestions"
 

@@ -34,6 +34,7 @@ SCORED = pa.schema(
     ]
 )
 LEAST_FOR_SHARE = 20
+CHOSEN = "chosen"  # origin of shards that were not made from a whole part of records
 
 
 class ScoreStore:
@@ -50,10 +51,24 @@ class ScoreStore:
         known = set(self.scored.read(["record_id"])["record_id"].to_list())
         return known | set(self.rejected.read(["record_id"])["record_id"].to_list())
 
-    def matrix(self, wanted: Sequence[str]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def rows(self, columns: Sequence[str], *, origin: str | None = None) -> pl.DataFrame:
+        """Scored rows; with `origin` only the shards made from that part of records, and those of chosen records."""
+        frames = [
+            self.scored.read_part(part, columns)
+            for part in self.scored.parts()
+            if origin is None or part.meta.get("origin") in (origin, CHOSEN)
+        ]
+        return pl.concat(frames) if frames else self.scored.read(columns).clear()
+
+    def matrix(
+        self, wanted: Sequence[str], *, origin: str | None = None
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """(n, K) log-probabilities (a row of NaN where there are none) and (n,) label mass, in the order asked for."""
         frame = pl.DataFrame({"record_id": list(wanted)}, schema={"record_id": pl.String}).join(
-            self.scored.read(["record_id", "log_probs", "label_mass"]), on="record_id", how="left", maintain_order="left"
+            self.rows(["record_id", "log_probs", "label_mass"], origin=origin),
+            on="record_id",
+            how="left",
+            maintain_order="left",
         )
         rows = frame["log_probs"].to_list()
         width = next((len(row) for row in rows if row is not None), 1)
@@ -77,6 +92,7 @@ def score_missing(
     project: Project,
     folder: ProjectFolder,
     known: Collection[str],
+    origin: str = CHOSEN,
     on_record: Callable[[], None] | None = None,
 ) -> Iterator[BatchOutcome]:
     """Scores what is not known yet, yielding after each committed shard.
@@ -90,7 +106,7 @@ def score_missing(
         outcome = score_batch(engine, prompt, shard, over_long=project.prompts.over_long, on_record=on_record)
         _check_identity(engine, folder, store)
         _check_share(outcome, project)
-        commit(store, outcome)
+        commit(store, outcome, origin=origin)
         yield outcome
 
 
@@ -123,7 +139,7 @@ def _check_share(outcome: BatchOutcome, project: Project) -> None:
         )
 
 
-def commit(store: ScoreStore, outcome: BatchOutcome) -> None:
+def commit(store: ScoreStore, outcome: BatchOutcome, *, origin: str = CHOSEN) -> None:
     """Stores a shard: set-aside records first, so that a crash between the two only asks the scored ones again."""
     if outcome.set_aside:
         store.rejected.append(
@@ -153,5 +169,6 @@ def commit(store: ScoreStore, outcome: BatchOutcome) -> None:
                     "attempts": [row.attempts for row in rows],
                     "duration_s": [row.duration_s for row in rows],
                 },
-            ).cast(SCORED)
+            ).cast(SCORED),
+            meta={"origin": origin},
         )

@@ -1,0 +1,312 @@
+"""What a round taught goes into the next: calibration, student, confidence, and prompts that prove themselves.
+
+Nothing here ever reads the slice: it is what the result is measured on. A candidate prompt ships only if a paired test
+on reviewed records says that it is better (exact McNemar, one-sided, p < 0.05); an ungated change is a coin toss.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from labeling.calibration import entropy, fit_batch_calibration, fit_correctness, margin
+from labeling.engines.protocol import Engine, LabelCode
+from labeling.intervals import mcnemar_exact, paired_gain, wilson
+from labeling.paths import ProjectFolder
+from labeling.prompts import Exemplar, Prompt, PromptTemplate, bind
+from labeling.record_store import Vectors, rows_of
+from labeling.score_store import ScoreStore, register, score_missing
+from labeling.setup import bound_prompts, load_plan
+from labeling.storage import read_json, write_bytes, write_json
+from labeling.students import fit_stack
+from labeling.suggesting import Suggester, load_suggestions
+from schemas.plan import Plan
+from schemas.project import Project
+
+SHIP_AT_P = 0.05
+STACK_FROM = 20  # reviewed records below which a student would only add noise
+HELD_OUT_MOST = 60  # records on which a candidate prompt is tried; each costs an engine call
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Reviewed records that the loop may learn from: sorted ids, their texts and settled labels."""
+
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+def lesson(project: Project, folder: ProjectFolder, settled: Mapping[str, Any]) -> Lesson:
+    """What may be learned from: settled labels outside the slice."""
+    kept_away = set(read_json(folder.round(1).slice)["slice"])
+    ids = sorted(record_id for record_id, value in settled.items() if value is not None and record_id not in kept_away)
+    texts = dict(rows_of(project, folder, ids, ["text"]).select("record_id", "text").iter_rows())
+    return Lesson(tuple(ids), tuple(texts[record_id] for record_id in ids), tuple(settled[record_id] for record_id in ids))
+
+
+def make_plan(
+    project: Project,
+    folder: ProjectFolder,
+    engine: Engine,
+    vectors: Vectors | None,
+    *,
+    number: int,
+    settled: Mapping[str, Any],
+    on_record: Callable[[], None] | None = None,
+) -> Plan:
+    """The plan of round `number` from everything settled before it; written as plan.json and plan.md.
+
+    Args:
+        settled: Gold values of the earlier rounds by record id; None where people found a record not labellable.
+        on_record: Called after each reply of the engine, for progress.
+    """
+    known = lesson(project, folder, settled)
+    before = load_plan(folder, number - 1)
+    candidates, sentences = [], []
+    current, trials = _prompt_trials(project, folder, engine, before, known)
+    chosen, tried = _try_prompts(project, folder, engine, current, trials, known, on_record=on_record)
+    candidates += tried
+    sentences.append(_prompt_sentence(current, chosen, tried))
+    store = register(project, folder, engine, chosen)
+    plan = _learned(project, store, vectors, known, number=number, template=chosen)
+    final = plan.model_copy(
+        update={"candidates": tuple(candidates), "sentences": (*sentences, *plan.sentences)},
+    )
+    write_json(folder.round(number).plan, final.model_dump())
+    write_bytes(folder.round(number).plan.with_suffix(".md"), plan_text(final).encode())
+    return final
+
+
+def _prompt_trials(
+    project: Project, folder: ProjectFolder, engine: Engine, before: Plan, known: Lesson
+) -> tuple[Prompt, list[Prompt]]:
+    """The prompt in use, and those to try against it: files changed or added since, and the same with exemplars."""
+    bound = bound_prompts(project, folder, engine)
+    used = read_json(folder.prompts_used / f"{before.prompt_id}.json")
+    in_use = next((prompt for prompt in bound if prompt.prompt_id == before.prompt_id), None)
+    if in_use is None:
+        in_use = _as_it_was(used)
+    seen = {candidate["prompt_id"] for candidate in load_plan(folder, 1).candidates} | {before.prompt_id}
+    seen |= {candidate.get("prompt_id") for candidate in before.candidates}
+    trials = [prompt for prompt in bound if prompt.prompt_id not in seen]
+    if project.prompts.exemplars and not in_use.exemplars and used["template_source"]:
+        exemplars = balanced_exemplars(known, project.label_schema.names, project.prompts.exemplars)
+        if exemplars:
+            trials.append(bind(in_use.template, project, in_use.codes, exemplars))
+    return in_use, trials
+
+
+def _as_it_was(used: Mapping[str, Any]) -> Prompt:
+    """A prompt of an earlier round whose file has changed since, from what was written down of it."""
+    return Prompt(
+        PromptTemplate(used["template"], used["template_source"]),
+        tuple(LabelCode(*code) for code in used["codes"]),
+        tuple(Exemplar(record_id, "", "") for record_id in used["exemplars"]),
+        used["prefix"],
+        used["cue"],
+    )
+
+
+def balanced_exemplars(known: Lesson, labels: Sequence[str], most: int) -> list[Exemplar]:
+    """Short reviewed records, one a label in turn: long ones would cost every later record their tokens."""
+    order = sorted(range(len(known.ids)), key=lambda index: (len(known.texts[index]), known.ids[index]))
+    by_label = {label: [index for index in order if known.labels[index] == label] for label in labels}
+    picked: list[int] = []
+    rank = 0
+    while len(picked) < most and any(len(members) > rank for members in by_label.values()):
+        picked += [members[rank] for members in by_label.values() if len(members) > rank]
+        rank += 1
+    return [Exemplar(known.ids[index], known.texts[index], known.labels[index]) for index in picked[:most]]
+
+
+def _try_prompts(
+    project: Project,
+    folder: ProjectFolder,
+    engine: Engine,
+    current: Prompt,
+    trials: Sequence[Prompt],
+    known: Lesson,
+    *,
+    on_record: Callable[[], None] | None,
+) -> tuple[Prompt, list[dict[str, Any]]]:
+    """Each trial against the prompt in use, on reviewed records that none of its exemplars is among."""
+    chosen, report = current, []
+    for trial in trials:
+        shown = {exemplar.record_id for exemplar in trial.exemplars}
+        held_out = [index for index in range(len(known.ids)) if known.ids[index] not in shown][:HELD_OUT_MOST]
+        if not held_out:
+            continue
+        right_now = _right(project, folder, engine, chosen, known, held_out, on_record)
+        right_then = _right(project, folder, engine, trial, known, held_out, on_record)
+        p = mcnemar_exact(int((right_now & ~right_then).sum()), int((~right_now & right_then).sum()))
+        gain = paired_gain(right_now, right_then)
+        ships = p < SHIP_AT_P
+        report.append(
+            {
+                "template": trial.template.name,
+                "prompt_id": trial.prompt_id,
+                "exemplars": len(trial.exemplars),
+                "right": int(right_then.sum()),
+                "right_before": int(right_now.sum()),
+                "n": len(held_out),
+                "gain": {"value": gain.value, "low": gain.low, "high": gain.high},
+                "p": p,
+                "ships": ships,
+            }
+        )
+        if ships:
+            chosen = trial
+    return chosen, report
+
+
+def _right(
+    project: Project,
+    folder: ProjectFolder,
+    engine: Engine,
+    prompt: Prompt,
+    known: Lesson,
+    rows: Sequence[int],
+    on_record: Callable[[], None] | None,
+) -> npt.NDArray[np.bool_]:
+    store = register(project, folder, engine, prompt)
+    engine.warm(engine.tokenize(prompt.prefix))
+    records = ((known.ids[index], known.texts[index]) for index in rows)
+    for _ in score_missing(
+        engine, prompt, store, records, project=project, folder=folder, known=store.known(), on_record=on_record
+    ):
+        pass
+    scores, _ = store.matrix([known.ids[index] for index in rows])
+    labels = project.label_schema.names
+    usable = np.isfinite(scores).all(axis=1) if scores.shape[1] == len(labels) else np.zeros(len(rows), bool)
+    right = np.zeros(len(rows), dtype=np.bool_)
+    if usable.any():
+        # Both prompts are judged after batch calibration, which needs no labels and removes what a prompt itself says.
+        predicted = fit_batch_calibration(scores[usable], labels=labels).apply(scores[usable]).argmax(axis=1)
+        gold = np.array([labels.index(known.labels[index]) for index in rows])
+        right[usable] = predicted == gold[usable]
+    return right
+
+
+def _prompt_sentence(current: Prompt, chosen: Prompt, tried: Sequence[Mapping[str, Any]]) -> str:
+    if not tried:
+        return f"Prompt {current.template.name} stays: no other was there to try."
+    told = "; ".join(
+        f"{trial['template']}{' with exemplars' if trial['exemplars'] else ' (changed file)'} got {trial['right']} of "
+        f"{trial['n']} right against {trial['right_before']} (p = {trial['p']:.3f})"
+        for trial in tried
+    )
+    verdict = "stays" if chosen is current else f"is replaced by {chosen.template.name}, a new version"
+    return f"Prompt {current.template.name} {verdict}: {told}."
+
+
+def _learned(
+    project: Project,
+    store: ScoreStore,
+    vectors: Vectors | None,
+    known: Lesson,
+    *,
+    number: int,
+    template: Prompt,
+) -> Plan:
+    labels = project.label_schema.names
+    base = Plan(
+        round=number,
+        template=template.template.name,
+        prompt_id=store.prompt_id,
+        identity_id=store.identity_id,
+        strength=1.0,
+        exemplar_ids=tuple(exemplar.record_id for exemplar in template.exemplars),
+        reviewed=len(known.ids),
+    )
+    scores, mass = store.matrix(known.ids)
+    if scores.shape[1] != len(labels):
+        scores = np.full((len(known.ids), len(labels)), np.nan)
+    have = np.isfinite(scores).all(axis=1)
+    every = np.array(store.rows(["log_probs"])["log_probs"].to_list(), dtype=np.float64).reshape(-1, len(labels))
+    strength, words = 1.0, []
+    if len(every) and have.sum() >= 2:
+        together = np.concatenate([scores[have], every])
+        told = [label for label, there in zip(known.labels, have, strict=True) if there] + [None] * len(every)
+        fit = fit_batch_calibration(together, labels=labels, gold=told, seed=project.seed)
+        strength = fit.strength
+        words.append(f"Batch calibration {strength:g}, chosen on {int(have.sum())} reviewed records.")
+    base = base.model_copy(update={"strength": strength, "sentences": tuple(words)})
+    if vectors is None or len(known.ids) < STACK_FROM or len(set(known.labels)) < 2:
+        return base.model_copy(
+            update={"sentences": (*words, f"No student: {len(known.ids)} reviewed records (needs {STACK_FROM}).")}
+        )
+    suggester = Suggester(project, base, store, None)
+    llm = np.full(scores.shape, np.nan)
+    if have.any():
+        llm[have] = suggester.calibration.apply(scores[have])
+    matrix = vectors.of(known.ids)
+    fitted = fit_stack(matrix, known.labels, labels=labels, llm_scores=llm, seed=project.seed)
+    out = fitted.out_of_sample
+    chosen = out.argmax(axis=1)
+    student = fitted.parts_out_of_sample["student"]
+    votes = fitted.parts_out_of_sample["neighbours"]
+    features = {
+        "margin": margin(out),
+        "entropy": entropy(out),
+        "label_mass": mass,
+        "student_agrees": (student.argmax(axis=1) == chosen).astype(np.float64),
+        "student_margin": margin(student),
+        "neighbour_share": votes[np.arange(len(chosen)), chosen],
+        "text_length": np.array([float(len(text)) for text in known.texts]),
+    }
+    gold = np.array([labels.index(label) for label in known.labels])
+    correctness = fit_correctness(
+        features, [labels[index] for index in chosen], chosen == gold, labels=labels, seed=project.seed
+    )
+    weights = dict(zip(("student", "llm", "neighbours"), fitted.stack.weights, strict=True))
+    words.append(
+        f"Student, LLM and neighbours mixed as {weights['student']:g} / {weights['llm']:g} / {weights['neighbours']:g}; "
+        f"together right on {int((chosen == gold).sum())} of {len(gold)} reviewed records, out of sample."
+    )
+    if correctness.model is None:
+        words.append(f"Confidence is not yet known: {correctness.undefined_because}.")
+    return base.model_copy(
+        update={
+            "stack": {"model": fitted.stack.to_json(), "reference_ids": list(known.ids)},
+            "correctness": None if correctness.model is None else correctness.model.to_json(),
+            "sentences": tuple(words),
+        }
+    )
+
+
+def slice_accuracy(
+    project: Project, folder: ProjectFolder, number: int, settled: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Accuracy of a round's suggestions on the slice no loop sees, and the gain over the round before, paired.
+
+    Records whose reply was unusable count as wrong; records people found not labellable do not count.
+    """
+    drawn = [record_id for record_id in read_json(folder.round(1).slice)["slice"] if settled.get(record_id) is not None]
+    right = _slice_right(project, folder, number, drawn, settled)
+    interval = wilson(int(right.sum()), len(right))
+    result: dict[str, Any] = {
+        "accuracy": {"value": interval.value, "low": interval.low, "high": interval.high, "n": interval.n},
+        "gain": None,
+    }
+    if number > 1 and len(right):
+        gain = paired_gain(_slice_right(project, folder, number - 1, drawn, settled), right)
+        result["gain"] = {"value": gain.value, "low": gain.low, "high": gain.high, "n": gain.n}
+    return result
+
+
+def _slice_right(
+    project: Project, folder: ProjectFolder, number: int, drawn: Sequence[str], settled: Mapping[str, Any]
+) -> npt.NDArray[np.bool_]:
+    values = dict(load_suggestions(project, folder, number, ["record_id", "value"]).iter_rows())
+    return np.array([values.get(record_id) == settled[record_id] for record_id in drawn], dtype=np.bool_)
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan as a page of Markdown."""
+    lines = [f"# Plan of round {plan.round}", "", *(f"- {sentence}" for sentence in plan.sentences), ""]
+    lines += [f"Prompt `{plan.template}` (id `{plan.prompt_id}`), engine `{plan.identity_id}`.", ""]
+    return "\n".join(lines)

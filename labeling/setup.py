@@ -1,0 +1,191 @@
+"""The setup phase: a blind random sample, and what each prompt is worth on it.
+
+The sample is the first records by a seeded hash: raising `setup.sample` adds records and keeps those already labelled.
+Every prompt is tried with and without batch calibration; the winner's interval is corrected for having been chosen.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from labeling.calibration import fit_batch_calibration
+from labeling.engines.protocol import Engine
+from labeling.intervals import gate_verdict, records_to_conclude, wilson_for_best_of
+from labeling.paths import ProjectFolder
+from labeling.prompts import Prompt, bind, label_codes, load_template
+from labeling.record_store import record_ids, rows_of, texts_of
+from labeling.score_store import register, score_missing
+from labeling.selection import simple_random_sample
+from labeling.storage import read_json, write_json
+from schemas.errors import SourceError
+from schemas.plan import Plan
+from schemas.project import Project
+from schemas.values import Value
+
+STRENGTHS = (0.0, 1.0)
+
+
+def draw_sample(project: Project, folder: ProjectFolder) -> list[str]:
+    """Ids of the setup sample, a simple random sample; written to sample.json with its seed.
+
+    Raises:
+        SourceError: there are fewer records than the sample asks for.
+    """
+    ids = record_ids(project, folder)
+    if len(ids) < project.setup.sample + 10:
+        raise SourceError(
+            "sources",
+            found=f"{len(ids)} records to label",
+            expected=f"at least {project.setup.sample + 10} (setup.sample and 10 more)",
+            next_step="Add records, or lower setup.sample.",
+        )
+    sample = simple_random_sample(ids, project.setup.sample, _sample_seed(project))
+    write_json(
+        folder.sample,
+        {"records": len(ids), "seed": _sample_seed(project), "sample": sample, "method": "first by SHA-256(seed|id)"},
+    )
+    return sample
+
+
+def _sample_seed(project: Project) -> int:
+    return project.seed
+
+
+def sample_gold(project: Project, folder: ProjectFolder, sample: Sequence[str]) -> dict[str, Value]:
+    """Known labels of the sample where the source has a gold column; then nobody is asked."""
+    if not any(source.gold for source in project.sources):
+        return {}
+    rows = rows_of(project, folder, sample, ["gold"])
+    return {record_id: gold for record_id, gold in rows.select("record_id", "gold").iter_rows() if gold is not None}
+
+
+def bound_prompts(project: Project, folder: ProjectFolder, engine: Engine) -> list[Prompt]:
+    """The project's prompts as this engine's tokenizer spells them."""
+    codes = label_codes(project.label_schema.names, engine.token_ids, style=project.prompts.codes)
+    return [bind(load_template(name, folder.root), project, codes) for name in project.prompts.files]
+
+
+def measure_prompts(
+    project: Project,
+    folder: ProjectFolder,
+    engine: Engine,
+    truth: Mapping[str, Value],
+    *,
+    on_record: Callable[[], None] | None = None,
+) -> tuple[Plan, dict[str, Any]]:
+    """Scores the sample with every prompt and picks the best; returns the plan of round 1 and the figures.
+
+    Args:
+        truth: Blind labels of the sample; records people found impossible to label are not among them.
+        on_record: Called after each reply, for progress.
+    """
+    sample = [record_id for record_id in sorted(truth)]
+    texts = texts_of(project, folder, sample)
+    labels = project.label_schema.names
+    gold = np.array([labels.index(truth[record_id]) for record_id in sample])
+    candidates: list[dict[str, Any]] = []
+    predictions: list[npt.NDArray[np.int64]] = []
+    for prompt in bound_prompts(project, folder, engine):
+        store = register(project, folder, engine, prompt)
+        engine.warm(engine.tokenize(prompt.prefix))
+        for _ in score_missing(
+            engine,
+            prompt,
+            store,
+            ((record_id, texts[record_id]) for record_id in sample),
+            project=project,
+            folder=folder,
+            known=store.known(),
+            on_record=on_record,
+        ):
+            pass
+        scores, mass = store.matrix(sample)
+        usable = np.isfinite(scores).all(axis=1) if scores.shape[1] == len(labels) else np.zeros(len(sample), bool)
+        for strength in STRENGTHS:
+            predicted = np.full(len(sample), -1)
+            if usable.any():
+                calibration = fit_batch_calibration(scores[usable], labels=labels, default_strength=strength)
+                predicted[usable] = calibration.apply(scores[usable]).argmax(axis=1)
+            predictions.append(predicted)
+            candidates.append(
+                {
+                    "template": prompt.template.name,
+                    "prompt_id": store.prompt_id,
+                    "identity_id": store.identity_id,
+                    "strength": strength,
+                    "right": int((predicted == gold).sum()),
+                    "n": len(sample),
+                    "unusable": int((~usable).sum()),
+                    "label_mass": float(np.nanmean(mass)) if usable.any() else None,
+                }
+            )
+    best = max(range(len(candidates)), key=lambda index: (candidates[index]["right"], -index))
+    figures = _figures(project, candidates, best, gold, predictions[best])
+    winner = candidates[best]
+    plan = Plan(
+        round=1,
+        template=winner["template"],
+        prompt_id=winner["prompt_id"],
+        identity_id=winner["identity_id"],
+        strength=winner["strength"],
+        candidates=tuple(candidates),
+        sentences=(
+            f"Prompt {winner['template']} with batch calibration {winner['strength']:g} was right on {winner['right']} "
+            f"of {winner['n']} sample records, the best of {len(candidates)} candidates.",
+            figures["sentence"],
+        ),
+    )
+    return plan, figures
+
+
+def _figures(
+    project: Project,
+    candidates: list[dict[str, Any]],
+    best: int,
+    gold: npt.NDArray[np.int64],
+    predicted: npt.NDArray[np.int64],
+) -> dict[str, Any]:
+    labels = project.label_schema.names
+    right, n, tried = candidates[best]["right"], len(gold), len(candidates)
+    threshold = project.setup.threshold
+    interval = wilson_for_best_of(right, n, candidates=tried)
+    verdict = gate_verdict(right, n, threshold=threshold, candidates=tried)
+    more = records_to_conclude(right, n, threshold=threshold, candidates=tried) if verdict == "inconclusive" else None
+    confusion = [[int(((gold == t) & (predicted == p)).sum()) for p in range(len(labels))] for t in range(len(labels))]
+    return {
+        "accuracy": {"value": interval.value, "low": interval.low, "high": interval.high, "n": n},
+        "threshold": threshold,
+        "verdict": verdict,
+        "more_records": more,
+        "candidates": candidates,
+        "labels": list(labels),
+        "support": [int((gold == index).sum()) for index in range(len(labels))],
+        "confusion": confusion,
+        "unusable": candidates[best]["unusable"],
+        "sentence": _sentence(verdict, interval.low, interval.high, threshold, tried, more),
+    }
+
+
+def _sentence(verdict: str, low: float | None, high: float | None, threshold: float, tried: int, more: int | None) -> str:
+    span = f"{low:.0%} to {high:.0%}" if low is not None and high is not None else "undefined"
+    start = f"Accuracy of the drafts: {span} (95 %, corrected for choosing among {tried}); threshold {threshold:.0%}: {verdict}."
+    if verdict == "pass":
+        return start
+    if verdict == "inconclusive" and more is not None:
+        return f"{start} About {more} more sample records would settle it: raise setup.sample by that and run again."
+    if verdict == "inconclusive":
+        return f"{start} No reasonable number of further records would settle it."
+    return f"{start} Improve the prompts or use a larger model; a lead may also sign to go on with weaker drafts."
+
+
+def save_setup(folder: ProjectFolder, plan: Plan, figures: dict[str, Any]) -> None:
+    """Writes the plan of round 1 and the figures of the setup."""
+    write_json(folder.round(1).setup, figures)
+    write_json(folder.round(1).plan, plan.model_dump())
+
+
+def load_plan(folder: ProjectFolder, number: int) -> Plan:
+    """The plan of a round. Raises StorageError when the phase that writes it has not run."""
+    return Plan.model_validate(read_json(folder.round(number).plan))

@@ -1,0 +1,189 @@
+"""From raw scores to the suggestions of a round: batch calibration, the stack, a confidence one can trust."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from labeling.calibration import BatchCalibration, CorrectnessModel, Metric, entropy, margin
+from labeling.multinomial import log_softmax
+from labeling.neighbours import nearest, vote_shares
+from labeling.paths import ProjectFolder
+from labeling.record_store import Vectors, stream_records
+from labeling.score_store import ScoreStore
+from labeling.storage import Table
+from labeling.students import Stack
+from schemas import tables
+from schemas.plan import Plan
+from schemas.project import Project
+
+Floats = npt.NDArray[np.float64]
+EVIDENCE = 3
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Suggestions of n records as arrays; `usable` marks those that have one."""
+
+    probabilities: Floats  # (n, K), rows of NaN where not usable
+    raw: Floats  # (n, K) raw log-probabilities
+    mass: Floats  # (n,)
+    confidence: Floats  # (n,), NaN where not yet known
+    usable: npt.NDArray[np.bool_]
+    features: dict[str, Floats]
+    evidence: list[list[str]]
+
+
+class Suggester:
+    """The suggestions a plan leads to; the same for the same scores, vectors and plan."""
+
+    def __init__(self, project: Project, plan: Plan, store: ScoreStore, vectors: Vectors | None) -> None:
+        self.labels = project.label_schema.names
+        self.plan, self.store, self.vectors = plan, store, vectors
+        self.calibration = self._batch_calibration()
+        self.stack = None if plan.stack is None else Stack.from_json(plan.stack["model"])
+        self.reference_ids: list[str] = [] if plan.stack is None else list(plan.stack["reference_ids"])
+        self.correctness = None if plan.correctness is None else CorrectnessModel.from_json(plan.correctness)
+
+    def _batch_calibration(self) -> BatchCalibration:
+        """The batch is everything scored with this prompt; its mean is summed part by part."""
+        total, count = np.zeros(len(self.labels)), 0
+        for _, frame in self.store.scored.stream(["log_probs"]):
+            rows = np.array(frame["log_probs"].to_list(), dtype=np.float64)
+            total += log_softmax(rows).sum(axis=0)
+            count += len(rows)
+        mean = total / count if count else total
+        reason = Metric("log_loss", None, 0, "not measured here")
+        return BatchCalibration(self.labels, mean, self.plan.strength, reason)
+
+    def propose(
+        self, record_ids: Sequence[str], char_counts: Sequence[int], *, origin: str | None = None
+    ) -> Proposal:
+        """Suggestions for records, in their order; `origin` is the part of records they are from, if it is one."""
+        n, width = len(record_ids), len(self.labels)
+        raw, mass = self.store.matrix(record_ids, origin=origin)
+        if raw.shape[1] != width:
+            raw = np.full((n, width), np.nan)
+        scored = np.isfinite(raw).all(axis=1)
+        llm = np.full((n, width), np.nan)
+        if scored.any():
+            llm[scored] = self.calibration.apply(raw[scored])
+        probabilities = np.exp(llm)
+        features: dict[str, Floats] = {}
+        evidence: list[list[str]] = [[] for _ in record_ids]
+        usable = scored.copy()
+        if self.stack is not None and self.vectors is not None:
+            vectors = self.vectors.of(record_ids)
+            probabilities = self.stack.predict_proba(vectors, llm)
+            student = self.stack.parts_proba(vectors, llm)["student"]
+            neighbours = nearest(vectors, self.stack.references, k=8)
+            votes = vote_shares(neighbours, self.stack.reference_labels, labels=self.labels)
+            chosen = probabilities.argmax(axis=1)
+            features["student_agrees"] = (student.argmax(axis=1) == chosen).astype(np.float64)
+            features["student_margin"] = margin(student)
+            features["neighbour_share"] = votes[np.arange(n), chosen]
+            evidence = [
+                [self.reference_ids[index] for index in row[:EVIDENCE]] for row in np.asarray(neighbours.indices)
+            ]
+            usable = np.ones(n, dtype=np.bool_)
+        known = np.where(usable[:, None], probabilities, 1.0 / width)
+        features["margin"] = margin(known)
+        features["entropy"] = entropy(known)
+        features["label_mass"] = mass
+        features["text_length"] = np.asarray(char_counts, dtype=np.float64)
+        confidence = np.full(n, np.nan)
+        if self.correctness is not None and n:
+            suggested = [self.labels[index] for index in known.argmax(axis=1)]
+            confidence = self.correctness.predict_proba(features, suggested)
+        confidence[~usable] = np.nan
+        probabilities[~usable] = np.nan
+        return Proposal(probabilities, raw, mass, confidence, usable, features, evidence)
+
+
+def write_suggestions(
+    project: Project,
+    folder: ProjectFolder,
+    plan: Plan,
+    vectors: Vectors | None,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Writes the suggestions and rejected tables of a round from the scores; a part a part of records.
+
+    Interrupted, it goes on after the parts already there: the same scores and plan give the same parts.
+    """
+    number = plan.round
+    store = ScoreStore(project, folder, identity_id=plan.identity_id, prompt_id=plan.prompt_id)
+    task = project.label_schema.task
+    suggestions = Table(folder.round(number).suggestions, tables.suggestions(task))
+    rejected = Table(folder.round(number).rejected, tables.rejected(task))
+    suggester = Suggester(project, plan, store, vectors)
+    trained = set() if plan.stack is None else set(plan.stack["reference_ids"])
+    done = {meta.get("records_part") for meta in suggestions.metas()}
+    set_aside = store.rejected.read()
+    counted = 0
+    for part, frame in stream_records(project, folder, ["char_count"]):
+        counted += frame.height
+        if part.path not in done:
+            # A student's word on a record it was trained on is worth nothing: those are settled already.
+            rows = _rows(suggester, frame.filter(~pl.col("record_id").is_in(list(trained))), part.path)
+            suggestions.append(rows, meta={"records_part": part.path})
+        if progress is not None:
+            progress(counted)
+    if not rejected.exists:
+        rejected.append(set_aside.unique("record_id", keep="first", maintain_order=True).to_arrow())
+    return {"suggested": suggestions.rows(), "rejected": rejected.rows(), "records": counted}
+
+
+def _rows(suggester: Suggester, frame: pl.DataFrame, origin: str) -> list[dict[str, Any]]:
+    ids = frame["record_id"].to_list()
+    proposal = suggester.propose(ids, frame["char_count"].to_list(), origin=origin)
+    details = suggester.store.rows(["record_id", "tokens_sent", "fit", "attempts", "duration_s"], origin=origin)
+    joined = frame.select("record_id").join(details, on="record_id", how="left", maintain_order="left")
+    plan, labels = suggester.plan, suggester.labels
+    by = "llm" if suggester.stack is None else "stack"
+    calibrated_by = "none" if suggester.correctness is None else f"correctness model on {plan.reviewed} reviewed records"
+    rows = []
+    for index, detail in enumerate(joined.iter_rows(named=True)):
+        if not proposal.usable[index]:
+            continue
+        shares = proposal.probabilities[index]
+        order = np.argsort(-shares, kind="stable")
+        confidence = float(proposal.confidence[index])
+        has_scores = bool(np.isfinite(proposal.raw[index]).all())
+        rows.append(
+            {
+                "record_id": ids[index],
+                "value": labels[order[0]],
+                "confidence": confidence if np.isfinite(confidence) else None,
+                "calibrated_by": calibrated_by,
+                "scores": [
+                    {
+                        "label": label,
+                        "log_prob": float(proposal.raw[index][k]) if has_scores else float("-inf"),
+                        "probability": float(shares[k]),
+                    }
+                    for k, label in enumerate(labels)
+                ],
+                "label_mass": float(proposal.mass[index]) if has_scores else None,
+                "runner_up": labels[order[1]],
+                "evidence": proposal.evidence[index],
+                "part_confidence": [],
+                "identity_id": plan.identity_id,
+                "prompt_id": plan.prompt_id,
+                "tokens_sent": detail["tokens_sent"] or 0,
+                "fit": detail["fit"],
+                "by": by if has_scores else "student",
+                "attempts": detail["attempts"] or 0,
+                "duration_s": detail["duration_s"] or 0.0,
+            }
+        )
+    return rows
+
+
+def load_suggestions(project: Project, folder: ProjectFolder, number: int, columns: Sequence[str]) -> pl.DataFrame:
+    """The suggestions of a round."""
+    return Table(folder.round(number).suggestions, tables.suggestions(project.label_schema.task)).read(columns)
