@@ -221,3 +221,33 @@ def _tango_statistic(difference: float, *, only_second: int, only_first: int, n:
     if variance <= 0:
         return 0.0 if numerator == 0 else float(np.sign(numerator) * np.inf)
     return numerator / float(np.sqrt(variance))
+
+
+def independent_gain(
+    first_successes: int, first_n: int, *, second_successes: int, second_n: int, alpha: float = 0.05
+) -> Interval:
+    """Difference of two shares measured on different records: the second minus the first.
+
+    Args:
+        first_successes: successes among the first records.
+        first_n: how many they were.
+        second_successes: successes among the second records.
+        second_n: how many they were.
+        alpha: chance that the interval misses the true difference.
+
+    Returns:
+        The difference in [-1, 1], n being the records of both; undefined where one side has none.
+
+    Source: R. G. Newcombe (1998), Statistics in Medicine 17, 873-890, method 10 (hybrid score).
+    """
+    first = wilson(first_successes, first_n, alpha=alpha)
+    second = wilson(second_successes, second_n, alpha=alpha)
+    n = first_n + second_n
+    if first.value is None or first.low is None or first.high is None:
+        return Interval(value=None, low=None, high=None, n=n)
+    if second.value is None or second.low is None or second.high is None:
+        return Interval(value=None, low=None, high=None, n=n)
+    value = second.value - first.value
+    below = float(np.hypot(second.value - second.low, first.high - first.value))
+    above = float(np.hypot(second.high - second.value, first.value - first.low))
+    return Interval(value=value, low=max(-1.0, value - below), high=min(1.0, value + above), n=n)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from labeling.intervals import (
     Interval,
     gate_verdict,
+    independent_gain,
     mcnemar_exact,
     paired_gain,
     records_to_conclude,
@@ -171,3 +172,28 @@ def test_paired_gain_contains_the_difference_and_is_antisymmetric(cells: tuple[i
     assert backward.high is not None
     assert -1 <= forward.low <= forward.value <= forward.high <= 1
     assert forward.low == pytest.approx(-backward.high, abs=1e-6)
+
+
+def test_the_gain_on_independent_records_reproduces_newcombes_published_example() -> None:
+    # Newcombe 1998, Statistics in Medicine 17, 873, table II (a), method 10: 56/70 - 48/80.
+    gain = independent_gain(48, 80, second_successes=56, second_n=70)
+    assert gain.value == pytest.approx(0.2)
+    assert (gain.low, gain.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert gain.n == 150
+
+
+def test_the_gain_is_undefined_when_one_side_has_no_records() -> None:
+    assert independent_gain(0, 0, second_successes=3, second_n=4).value is None
+    assert independent_gain(3, 4, second_successes=0, second_n=0).value is None
+
+
+@given(counts, counts)
+def test_the_gain_on_independent_records_contains_the_difference_and_is_antisymmetric(
+    first: tuple[int, int], second: tuple[int, int]
+) -> None:
+    forward = independent_gain(*first, second_successes=second[0], second_n=second[1])
+    backward = independent_gain(*second, second_successes=first[0], second_n=first[1])
+    assert forward.low is not None and forward.value is not None and forward.high is not None
+    assert backward.high is not None
+    assert -1 <= forward.low <= forward.value <= forward.high <= 1
+    assert forward.low == pytest.approx(-backward.high)
