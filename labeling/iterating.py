@@ -89,7 +89,7 @@ def _prompt_trials(
     used = read_json(folder.prompts_used / f"{before.prompt_id}.json")
     in_use = next((prompt for prompt in bound if prompt.prompt_id == before.prompt_id), None)
     if in_use is None:
-        in_use = _as_it_was(used)
+        in_use = prompt_of_plan(used)
     seen = {candidate["prompt_id"] for candidate in load_plan(folder, 1).candidates} | {before.prompt_id}
     seen |= {candidate.get("prompt_id") for candidate in before.candidates}
     trials = [prompt for prompt in bound if prompt.prompt_id not in seen]
@@ -100,8 +100,8 @@ def _prompt_trials(
     return in_use, trials
 
 
-def _as_it_was(used: Mapping[str, Any]) -> Prompt:
-    """A prompt of an earlier round whose file has changed since, from what was written down of it."""
+def prompt_of_plan(used: Mapping[str, Any]) -> Prompt:
+    """A prompt as it was written down in prompts_used/, whatever has become of its file since."""
     return Prompt(
         PromptTemplate(used["template"], used["template_source"]),
         tuple(LabelCode(*code) for code in used["codes"]),

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from labeling.calibration import fit_batch_calibration
+from labeling.calibration import fit_batch_calibration, fit_correctness
 from labeling.engines.protocol import Engine
 from labeling.intervals import gate_verdict, records_to_conclude, wilson_for_best_of
 from labeling.paths import ProjectFolder
 from labeling.prompts import Prompt, bind, label_codes, load_template
 from labeling.record_store import record_ids, rows_of, texts_of
-from labeling.score_store import register, score_missing
+from labeling.score_store import ScoreStore, register, score_missing
 from labeling.selection import simple_random_sample
 from labeling.storage import read_json, write_json
+from labeling.suggesting import Suggester
 from schemas.errors import SourceError
 from schemas.plan import Plan
 from schemas.project import Project
@@ -124,12 +125,15 @@ def measure_prompts(
     best = max(range(len(candidates)), key=lambda index: (candidates[index]["right"], -index))
     figures = _figures(project, candidates, best, gold, predictions[best])
     winner = candidates[best]
+    correctness = _first_confidence(project, folder, winner, sample, texts, gold)
     plan = Plan(
         round=1,
         template=winner["template"],
         prompt_id=winner["prompt_id"],
         identity_id=winner["identity_id"],
         strength=winner["strength"],
+        correctness=correctness,
+        reviewed=len(sample),
         candidates=tuple(candidates),
         sentences=(
             f"Prompt {winner['template']} with batch calibration {winner['strength']:g} was right on {winner['right']} "
@@ -138,6 +142,36 @@ def measure_prompts(
         ),
     )
     return plan, figures
+
+
+def _first_confidence(
+    project: Project,
+    folder: ProjectFolder,
+    winner: Mapping[str, Any],
+    sample: Sequence[str],
+    texts: Mapping[str, str],
+    gold: npt.NDArray[np.int64],
+) -> dict[str, Any] | None:
+    """P(suggestion right), learned on the sample alone; people are shown it only once it rests on more records."""
+    labels = project.label_schema.names
+    store = ScoreStore(project, folder, identity_id=winner["identity_id"], prompt_id=winner["prompt_id"])
+    plan = Plan(
+        round=1,
+        template=winner["template"],
+        prompt_id=winner["prompt_id"],
+        identity_id=winner["identity_id"],
+        strength=winner["strength"],
+    )
+    proposal = Suggester(project, plan, store, None).propose(sample, [len(texts[record_id]) for record_id in sample])
+    if not proposal.usable.any():
+        return None
+    rows = np.flatnonzero(proposal.usable)
+    chosen = proposal.probabilities[rows].argmax(axis=1)
+    features = {name: values[rows] for name, values in proposal.features.items()}
+    fit = fit_correctness(
+        features, [labels[index] for index in chosen], chosen == gold[rows], labels=labels, seed=project.seed
+    )
+    return None if fit.model is None else fit.model.to_json()
 
 
 def _figures(

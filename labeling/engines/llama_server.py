@@ -179,7 +179,7 @@ class LlamaServer:
         )
 
     def warm(self, prefix: Tokens) -> None:
-        for slot in range(self.slots):
+        for slot in range(self.slots if prefix.ids else 0):
             body = {"prompt": list(prefix.ids), "n_predict": 0, "cache_prompt": True, "id_slot": slot}
             self._http.call("POST", "/completion", body)
 

@@ -1,8 +1,5 @@
 """Opens the engine and the embedder that a project names."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from labeling.engines.embedded import EmbeddedEmbedder, EmbeddedEngine, free_cores
 from labeling.engines.http import EngineConnection, check_address
 from labeling.engines.llama_server import LlamaServer, LlamaServerEmbedder
@@ -82,24 +79,3 @@ def connect_embedder(project: Project, *, fetch: bool = False) -> Embedder | Non
         expected="embedded, llama-server or none",
         next_step="The adapter for this engine is not part of this version.",
     )
-
-
-@contextmanager
-def opened_engine(project: Project) -> Iterator[Engine]:
-    """The engine for the length of a block."""
-    engine = connect_engine(project)
-    try:
-        yield engine
-    finally:
-        engine.close()
-
-
-@contextmanager
-def opened_embedder(project: Project) -> Iterator[Embedder | None]:
-    """The embedder for the length of a block."""
-    embedder = connect_embedder(project)
-    try:
-        yield embedder
-    finally:
-        if embedder is not None:
-            embedder.close()

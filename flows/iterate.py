@@ -1,0 +1,17 @@
+"""Phase 5: what the round taught goes into the next one."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+from labeling.project_file import load_project
+from tasks.reviewing import plan_next
+
+
+@flow(name="iterate", persist_result=True)
+def iterate(project: str, round_number: int = 1) -> dict[str, Any]:
+    """Writes the plan of the next round: student, confidence, calibration, and prompts that proved themselves."""
+    sentences = plan_next(project, round_number)
+    create_markdown_artifact("\n".join(f"- {line}" for line in sentences), key=f"{load_project(project)[0].name}-plan")
+    return {"phase": "iterate", "round": round_number, "state": "done", "waiting_for": [], "plan": sentences}

@@ -1,0 +1,38 @@
+"""All phases of a round in their order; suspends wherever people have to act."""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.export import export
+from flows.gate import wait_at_gate
+from flows.iterate import iterate
+from flows.pre_annotate import pre_annotate
+from flows.qa import qa
+from flows.review import opened
+from flows.setup import setup
+from labeling.project_file import load_project
+from tasks.reviewing import close_queue
+
+
+@flow(name="pipeline", persist_result=True)
+def pipeline(project: str, round_number: int = 1) -> dict[str, Any]:
+    """Runs one round from where it stands to the plan of the next one.
+
+    Waits at the review gate for as long as it takes. Where the sample or disputes are still open it ends and says so;
+    run it again once they are done: finished phases are not repeated.
+    """
+    if round_number == 1:
+        state = setup(project)
+        if state["state"] == "waiting":
+            return state
+    pre_annotate(project, round_number)
+    opened(project, round_number, False)
+    loaded, folder = load_project(project)
+    wait_at_gate(loaded, folder, "review", round_number)
+    close_queue(project, round_number)
+    state = qa(project, round_number)
+    if state["state"] == "waiting":
+        return state
+    export(project, round_number)
+    return iterate(project, round_number)

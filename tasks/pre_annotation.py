@@ -1,0 +1,77 @@
+"""Tasks of the pre-annotation phase: scores shard by shard, then suggestions."""
+
+import time
+from typing import Any
+
+from prefect import task
+
+from labeling.engines.sharing import shared_engine
+from labeling.iterating import prompt_of_plan
+from labeling.project_file import load_project
+from labeling.record_store import Vectors, record_ids, stream_records
+from labeling.score_store import CHOSEN, register, score_missing
+from labeling.setup import load_plan
+from labeling.storage import project_lock, read_json
+from labeling.suggesting import write_suggestions
+from schemas.errors import IdentityChanged
+from tasks.progress import Progress
+from tasks.retrying import RETRY
+
+SECONDS_A_TASK = 240.0
+
+
+@task(name="score records", **RETRY)
+def score_for_a_while(project_path: str, round_number: int) -> dict[str, Any]:
+    """Scores what has no score yet, shard by shard, for about four minutes; `left` says how many remain.
+
+    A task that handles minutes of work keeps the number of task runs low: Prefect spends 25 ms of server time on each.
+    """
+    project, folder = load_project(project_path)
+    plan = load_plan(folder, round_number)
+    engine = shared_engine(project)
+    prompt = prompt_of_plan(read_json(folder.prompts_used / f"{plan.prompt_id}.json"))
+    started = time.monotonic()
+    with project_lock(folder.lock, "pre-annotation"):
+        store = register(project, folder, engine, prompt)
+        if store.identity_id != plan.identity_id:
+            raise IdentityChanged(
+                "engine",
+                found=f"identity {store.identity_id}",
+                expected=f"{plan.identity_id}, on which the plan of round {round_number} was made",
+                next_step="Run setup (or iterate) again so that the plan is made with the engine at hand.",
+            )
+        known = store.known()
+        total = len(record_ids(project, folder))
+        asked = total - len(known)
+        progress = Progress("pre-annotation", total, done=len(known), key=f"{project.name}-pre-annotation")
+        engine.warm(engine.tokenize(prompt.prefix))
+        fresh = scored = 0
+        for part, frame in stream_records(project, folder, ["text"]):
+            records = frame.select("record_id", "text").iter_rows()
+            for outcome in score_missing(
+                engine,
+                prompt,
+                store,
+                records,
+                project=project,
+                folder=folder,
+                known=known,
+                origin=part.path or CHOSEN,
+                on_record=progress.advance,
+            ):
+                scored += len(outcome.scored)
+                fresh += len(outcome.scored) + len(outcome.set_aside)
+                if time.monotonic() - started > SECONDS_A_TASK:
+                    progress.finish()
+                    return {"left": asked - fresh, "scored": scored, "seconds": time.monotonic() - started}
+        progress.finish()
+    return {"left": 0, "scored": scored, "seconds": time.monotonic() - started}
+
+
+@task(name="write suggestions")
+def suggest(project_path: str, round_number: int) -> dict[str, Any]:
+    """Turns scores into the suggestions of the round; returns counts."""
+    project, folder = load_project(project_path)
+    with project_lock(folder.lock, "suggestions"):
+        plan = load_plan(folder, round_number)
+        return write_suggestions(project, folder, plan, Vectors.load(project, folder))
