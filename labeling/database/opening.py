@@ -1,4 +1,6 @@
-"""Opens the database a project names: its own SQLite file, or PostgreSQL by the name of an environment variable."""
+"""Opens the database a project names: its own SQLite file, or PostgreSQL by the name of an environment
+variable.
+"""
 
 import os
 
@@ -9,7 +11,9 @@ from schemas.project import Project
 
 
 def database_url(project: Project) -> str | None:
-    """The PostgreSQL address of a project; None means SQLite. Secrets live in the environment, not in the YAML."""
+    """The PostgreSQL address of a project; None means SQLite. Secrets live in the environment, not in the
+    YAML.
+    """
     name = project.storage.database
     if name is None:
         return None

@@ -219,9 +219,8 @@ def prefetch(
             )
         for round_number in _labelling_rounds(conn, number):
             wanted = count - len(held)
-            if wanted <= 0:
-                break
-            _take(conn, annotator_id, round_number, wanted, now=now, until=until)
+            if wanted > 0:
+                _take(conn, annotator_id, round_number, wanted, now=now, until=until)
             held = _held(conn, annotator_id, number, now)[:count]
         return [_as_assignment(conn, row, annotator_id) for row in held]
 
@@ -1222,8 +1221,8 @@ def _dumped(value: Value) -> str | None:
         raise QueueError(
             "value", found="not a number", expected="plain JSON data", next_step="Send another value."
         ) from error
-    for said in _strings(value):
-        _require_storable(said, "value")
+    if not storable(value):
+        raise _not_storable("value")
     return text
 
 
@@ -1239,21 +1238,29 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(inner)
 
 
-def storable(text: str) -> bool:
-    """PostgreSQL cannot hold NUL, and no UTF-8 file can hold half a surrogate pair: refused alike on both
+def storable(value: Any) -> bool:
+    """Whether every text in a value can be stored.
+
+    PostgreSQL cannot hold NUL, and no UTF-8 file can hold half a surrogate pair: refused alike on both
     databases.
     """
-    return "\x00" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
+    return not any(
+        "\x00" in text or any("\ud800" <= char <= "\udfff" for char in text) for text in _strings(value)
+    )
 
 
 def _require_storable(text: str, name: str) -> None:
     if not storable(text):
-        raise QueueError(
-            name,
-            found="a character that cannot be stored (NUL or half a surrogate pair)",
-            expected="text",
-            next_step="Remove it and save again.",
-        )
+        raise _not_storable(name)
+
+
+def _not_storable(name: str) -> QueueError:
+    return QueueError(
+        name,
+        found="a character that cannot be stored (NUL or half a surrogate pair)",
+        expected="text",
+        next_step="Remove it and save again.",
+    )
 
 
 def _does_not_fit(action: Action, found: str, expected: str) -> QueueError:

@@ -517,8 +517,7 @@ def _require_content(number: int, record_ids: Sequence[str], content: Content) -
         raise _no_text(number, lacking)
     for record_id in record_ids:
         text, suggestion = content[record_id]
-        told = canonical_json(suggestion)
-        if not queue.storable(text) or not queue.storable(told):
+        if not queue.storable(text) or not queue.storable(suggestion):
             raise QueueError(
                 f"record {record_id}",
                 found="a text with NUL or half a surrogate pair",

@@ -1,0 +1,281 @@
+"""A fresh review database a test, on SQLite and on a private PostgreSQL that is started for the session."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from argon2 import PasswordHasher
+
+from labeling.database import accounts, queue, rounds, tables
+from labeling.database.accounts import Account
+from labeling.database.connection import Database, _postgresql, _stamp, open_database
+from labeling.database.queue import DecisionOut
+from labeling.paths import ProjectFolder
+from schemas.errors import LabelingError
+from schemas.review import DecisionIn, Purpose, QueueItem, Role, RoundState, Seen
+
+LABELS = ("Appointment", "Refill", "Results", "Billing")
+
+
+class Clock:
+    """UTC time that a test moves by hand; it starts at the real one and stands still."""
+
+    def __init__(self) -> None:
+        self.now = datetime.now(UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def forward(self, **by: float) -> None:
+        self.now += timedelta(**by)
+
+
+def check_value(value: Any, text: str) -> None:
+    """Classification, in small."""
+    if value not in LABELS:
+        raise LabelingError(
+            "value", found=repr(value), expected=f"one of {LABELS}", next_step="Choose one of the labels."
+        )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cheap_passwords() -> Iterator[None]:
+    """Argon2 as it ships takes 50 ms a password; `test_accounts` looks at the real settings."""
+    kept = accounts._hasher
+    accounts._hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    yield
+    accounts._hasher = kept
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """Address of a private PostgreSQL cluster (without a database name)."""
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not binaries:
+        message = "PostgreSQL's server is not installed (apt-get install postgresql)"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    folder = Path(tempfile.mkdtemp(prefix="countersign-pg-"))
+    # The server refuses to run as root.
+    user: dict[str, Any] = {"user": "nobody"} if os.geteuid() == 0 else {}
+    if user:
+        shutil.chown(folder, "nobody")
+    bin_folder, data = binaries[-1].parent, folder / "data"
+    subprocess.run(
+        [
+            bin_folder / "initdb",
+            "-D",
+            data,
+            "-U",
+            "countersign",
+            "-A",
+            "trust",
+            "-N",
+            "-E",
+            "UTF8",
+            "--locale=C",
+        ],
+        check=True,
+        capture_output=True,
+        cwd=folder,
+        **user,
+    )
+    server = subprocess.Popen(
+        [
+            *[bin_folder / "postgres", "-D", data, "-k", folder, "-h", ""],
+            *["-c", "fsync=off", "-c", "max_connections=200", "-c", "logging_collector=off"],
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,
+        **user,
+    )
+    try:
+        ready = [bin_folder / "pg_isready", "-h", str(folder), "-U", "countersign", "-t", "30"]
+        while subprocess.run(ready, capture_output=True).returncode != 0:
+            assert server.poll() is None, "PostgreSQL did not start"
+        yield f"postgresql://countersign@/{{name}}?host={folder}"
+    finally:
+        server.send_signal(signal.SIGQUIT)  # at once, without a checkpoint that nobody needs
+        server.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Migrating takes longer than most tests; they start from a copy."""
+    folder = tmp_path_factory.mktemp("template")
+    open_database(ProjectFolder(folder)).close()
+    return ProjectFolder(folder).database
+
+
+@pytest.fixture(scope="session")
+def _postgresql_migrated(postgresql_server: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    with psycopg.connect(postgresql_server.format(name="postgres"), autocommit=True) as admin:
+        admin.execute("CREATE DATABASE countersign")
+    url = postgresql_server.format(name="countersign")
+    open_database(ProjectFolder(tmp_path_factory.mktemp("unused")), url).close()
+    return url
+
+
+def _emptied(url: str) -> None:
+    """Emptying takes 10 ms, a database of its own 150 ms and 8 MB."""
+    with psycopg.connect(url) as admin:
+        admin.execute("SET session_replication_role = replica")
+        for table in tables.metadata.tables:
+            admin.execute(f'DELETE FROM "{table}"')
+        admin.execute("INSERT INTO audit_head VALUES (1, 0, %s)", ["0" * 64])
+    with Database(_postgresql(url), shown_as="countersign") as database, database.write() as conn:
+        _stamp(conn, rehearsal=False, now=database.now())
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str) -> str:
+    """An empty database of its own."""
+    name = f"t{uuid4().hex[:12]}"
+    with psycopg.connect(postgresql_server.format(name="postgres"), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+    return postgresql_server.format(name=name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
+    """Where the database of the test is, already migrated: None is SQLite in `tmp_path`."""
+    if request.param == "sqlite":
+        shutil.copy(request.getfixturevalue("_sqlite_template"), ProjectFolder(tmp_path).database)
+        return None
+    address: str = request.getfixturevalue("_postgresql_migrated")
+    _emptied(address)
+    return address
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def db(url: str | None, tmp_path: Path, clock: Clock) -> Iterator[Database]:
+    with open_database(ProjectFolder(tmp_path), url, clock=clock) as database:
+        yield database
+
+
+@pytest.fixture
+def sqlite_db(_sqlite_template: Path, tmp_path: Path, clock: Clock) -> Iterator[Database]:
+    shutil.copy(_sqlite_template, ProjectFolder(tmp_path).database)
+    with open_database(ProjectFolder(tmp_path), clock=clock) as database:
+        yield database
+
+
+class Clinic:
+    """A project with people and a round, and short words for what they do."""
+
+    check_value = staticmethod(check_value)
+    labels = LABELS
+
+    def __init__(self, db: Database) -> None:
+        self.db = db
+        self._keys = 0
+
+    def person(self, name: str, role: Role = Role.ANNOTATOR) -> Account:
+        token = accounts.invite(self.db, role, name, accounts.OPERATOR)
+        return accounts.accept_invitation(self.db, token, name, f"{name} likes long words")
+
+    def key(self) -> str:
+        self._keys += 1
+        return f"key-{self._keys:08d}"
+
+    def round(
+        self,
+        records: int = 4,
+        *,
+        number: int = 1,
+        overlap: int = 1,
+        seen: Seen = Seen.ASSISTED,
+        purpose: Purpose = Purpose.SELECTED,
+        state: RoundState = RoundState.OPEN,
+        suggestion: Any = "Refill",
+        rehearsal: bool = False,
+        prefix: str = "r",
+    ) -> None:
+        """Records r0 (most urgent), r1, …, suggested as Refill."""
+        rounds.open_round(self.db, number, state=state, rehearsal=rehearsal, actor="flow")
+        items = [
+            QueueItem(
+                record_id=f"{prefix}{i}", purpose=purpose, seen=seen, priority=float(-i), overlap=overlap
+            )
+            for i in range(records)
+        ]
+        shown = None if suggestion is None else {"value": suggestion, "confidence": 0.7}
+        content = {item.record_id: (f"Text of {item.record_id}", shown) for item in items}
+        rounds.add_items(self.db, number, items, content, "flow")
+
+    def decide(
+        self, person: Account, value: Any = "Refill", action: str | None = None, **more: Any
+    ) -> DecisionOut:
+        """Claim the next record and decide it."""
+        held = queue.claim(self.db, person.id)
+        assert held is not None
+        return self.send(person, held, value, action, **more)
+
+    def send(
+        self,
+        person: Account,
+        held: queue.Assignment,
+        value: Any = "Refill",
+        action: str | None = None,
+        **more: Any,
+    ) -> DecisionOut:
+        return queue.decide(
+            self.db, person.id, self.decision(held, value, action, **more), check_value=check_value
+        )
+
+    def decision(
+        self, held: queue.Assignment, value: Any = "Refill", action: str | None = None, **more: Any
+    ) -> DecisionIn:
+        told = held.suggestion is not None and value == held.suggestion["value"]
+        return DecisionIn.model_validate(
+            {
+                "assignment_id": held.assignment_id,
+                "idempotency_key": self.key(),
+                "expected_version": held.version,
+                "action": action or ("accept" if told else "correct"),
+                "value": value,
+                "seconds": 2.5,
+                **more,
+            }
+        )
+
+
+@pytest.fixture
+def clinic(db: Database) -> Clinic:
+    return Clinic(db)
+
+
+@pytest.fixture
+def sqlite_clinic(sqlite_db: Database) -> Clinic:
+    return Clinic(sqlite_db)
+
+
+@pytest.fixture
+def another_window(url: str | None, tmp_path: Path, clock: Clock) -> Iterator[Callable[[], Database]]:
+    """Opens the same database again, as a second process would."""
+    opened: list[Database] = []
+
+    def again() -> Database:
+        opened.append(open_database(ProjectFolder(tmp_path), url, clock=clock))
+        return opened[-1]
+
+    yield again
+    for database in opened:
+        database.close()
