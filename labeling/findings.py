@@ -374,9 +374,9 @@ def anchoring(annotators: Sequence[str], blind: Bools, right: Bools) -> list[Fin
                 kind="anchoring",
                 score=-difference.value,
                 sentence=(
-                    f"{measure.annotator} is right on {_percent(alone.value)} of records without a suggestion "
-                    f"and on {_percent(assisted.value)} with one. The suggestions may be pulling; showing "
-                    "fewer of them for a while would tell."
+                    f"{measure.annotator} is right on {_percent(alone.value)} of records without a "
+                    f"suggestion and on {_percent(assisted.value)} with one. The suggestions may be "
+                    "pulling; showing fewer of them for a while would tell."
                 ),
                 evidence=[
                     f"without suggestion: {_range(alone)}",
