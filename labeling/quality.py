@@ -18,6 +18,7 @@ from labeling.iterating import slice_accuracy
 from labeling.paths import ProjectFolder
 from labeling.record_store import Vectors
 from labeling.reviewing import settled_values
+from labeling.screening import find
 from labeling.storage import Table, read_json, write_json
 from labeling.suggesting import load_suggestions
 from labeling.task_types import task_type
@@ -134,8 +135,6 @@ def start_quality(
     project: Project, folder: ProjectFolder, db: Database, number: int, annotations: pl.DataFrame, vectors: Vectors | None
 ) -> dict[str, Any]:
     """Agreement and findings of a signed round; disputes go to an adjudicator. Called again, it changes nothing."""
-    from labeling.screening import find
-
     if not folder.round(number).agreement.is_file():
         write_json(folder.round(number).agreement, measure_agreement(project, annotations))
     table = Table(folder.round(number).findings, tables.findings(project.label_schema.task))

@@ -1,0 +1,181 @@
+"""The processes of a working installation: Prefect server, the runner of the deployments, the review app.
+
+Everything listens on loopback, keeps its state under `labeling.paths.services()` and is told to phone nobody.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from labeling import paths
+from labeling.service_records import forget_service, record_service, service
+from schemas.errors import LabelingError
+
+PREFECT_PORT = 4200
+START_TIMEOUT_S = 120.0
+# Set by the product, not left to the user: docs/decisions and reliability notes say why each one.
+QUIET_ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "PREFECT_RUNNER_HEARTBEAT_FREQUENCY": "30",
+    "PREFECT_RUNNER_POLL_FREQUENCY": "2",
+    "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+    "GX_ANALYTICS_ENABLED": "False",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HTTPS_PROXY": "http://127.0.0.1:9",  # Prefect's collections page would ask GitHub; nobody answers on port 9
+    "NO_PROXY": "127.0.0.1,localhost",
+}
+
+
+class ServiceError(LabelingError):
+    """A process of the installation did not start or does not answer."""
+
+
+def free_port(preferred: int | None = None) -> int:
+    """The preferred loopback port if nobody has it, otherwise any free one."""
+    for port in (preferred, 0):
+        if port is None:
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found: int = probe.getsockname()[1]
+            return found
+    raise ServiceError("loopback", found="no free port", expected="one", next_step="Close other programs.")
+
+
+def prefect_environment(url: str) -> dict[str, str]:
+    """Environment of everything that talks to the Prefect server at `url`."""
+    home = paths.services() / "prefect"
+    return {
+        **QUIET_ENVIRONMENT,
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": f"{url}/api",
+        "PREFECT_LOCAL_STORAGE_PATH": str(home / "results"),
+        "PREFECT_UI_API_URL": f"{url}/api",
+    }
+
+
+@dataclass
+class Service:
+    """A child process and where it listens."""
+
+    name: str
+    url: str
+    process: subprocess.Popen[bytes] | None  # None: it was running before
+
+    def stop(self) -> None:
+        """Ends the process and what it started; one that was running before stays."""
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            _signal_group(self.process, signal.SIGTERM)
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                _signal_group(self.process, signal.SIGKILL)
+                self.process.wait()
+        _signal_group(self.process, signal.SIGKILL)  # grandchildren that outlived it
+        forget_service(self.name)
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _spawn(name: str, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    log = log_path(name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    root = str(Path(__file__).resolve().parent.parent)
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd=root,
+            env={**os.environ, **environment, "PYTHONPATH": root},
+        )
+
+
+def log_path(name: str) -> Path:
+    """Where a service writes its log."""
+    return paths.services() / "logs" / f"{name}.log"
+
+
+def answers(url: str) -> bool:
+    """Whether something healthy listens at a health address."""
+    try:
+        return httpx.get(url, timeout=2.0, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _wait(name: str, health: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not answers(health):
+        if process.poll() is not None or time.monotonic() > deadline:
+            tail = log_path(name).read_text("utf-8", "replace")[-600:]
+            _signal_group(process, signal.SIGKILL)
+            raise ServiceError(
+                name,
+                found=f"no answer at {health}: {tail}",
+                expected="a running service",
+                next_step=f"Read {log_path(name)}.",
+            )
+        time.sleep(0.2)
+
+
+def start_prefect_server() -> Service:
+    """The Prefect server of this machine's installation: found running, or started on loopback."""
+    noted = service("prefect")
+    if noted is not None and answers(f"{noted['url']}/api/health"):
+        return Service("prefect", noted["url"], None)
+    port = free_port(PREFECT_PORT)
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "deployments.prefect_server", "--port", str(port)]
+    process = _spawn("prefect", command, prefect_environment(url))
+    _wait("prefect", f"{url}/api/health", process)
+    record_service("prefect", {"url": url, "pid": process.pid})
+    return Service("prefect", url, process)
+
+
+def start_runner(prefect_url: str, projects: Sequence[Path], *, rehearsal: bool = False) -> Service:
+    """The process that runs the deployments of these projects."""
+    names = "-".join(sorted(project.name for project in projects))[:80]
+    command = [sys.executable, "-m", "deployments.serve", *(["--rehearsal"] if rehearsal else []), *map(str, projects)]
+    process = _spawn(f"runner-{names}", command, prefect_environment(prefect_url))
+    record_service(f"runner-{names}", {"url": prefect_url, "pid": process.pid})
+    return Service(f"runner-{names}", prefect_url, process)
+
+
+def start_review_app(project: Path, name: str, *, local_user: bool, port: int | None = None) -> Service:
+    """The review app of a project on loopback."""
+    chosen = free_port(port)
+    url = f"http://127.0.0.1:{chosen}"
+    command = [sys.executable, "-m", "review_app", "--project", str(project), "--host", "127.0.0.1", "--port", str(chosen)]
+    process = _spawn(f"review-{name}", [*command, *(["--local-user"] if local_user else [])], QUIET_ENVIRONMENT)
+    _wait(f"review-{name}", f"{url}/healthz", process)
+    record_service(f"review-{name}", {"url": url, "pid": process.pid})
+    return Service(f"review-{name}", url, process)
