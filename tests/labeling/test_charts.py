@@ -2,7 +2,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labeling.charts import (
@@ -41,6 +41,7 @@ def test_numbers_are_written_without_needless_digits(value: float, written: str)
     assert plain(value) == written
 
 
+@settings(deadline=None)
 @given(st.floats(-1000, 1000), st.floats(0.001, 1e6), st.integers(3, 15))
 def test_ticks_cover_the_range_evenly_and_are_few(low: float, span: float, at_most: int) -> None:
     ticks = nice_ticks(low, low + span, at_most=at_most)

@@ -211,6 +211,6 @@ def test_few_decisions_are_not_tested_and_impossible_times_are_refused() -> None
 def test_steady_annotators_are_rarely_flagged() -> None:
     teams = [
         [decision for k in range(4) for decision in session(f"p{k}", slope=0, n=40, seed=100 * t + k)]
-        for t in range(8)
+        for t in range(4)
     ]
     assert sum(len(fatigue(team, seed=t)) > 0 for t, team in enumerate(teams)) <= 1

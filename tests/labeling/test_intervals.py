@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labeling.intervals import (
@@ -47,6 +47,7 @@ def test_impossible_counts_are_refused(successes: int, n: int, alpha: float) -> 
         wilson(successes, n, alpha=alpha)
 
 
+@settings(deadline=None)
 @given(counts)
 def test_wilson_contains_the_share_and_stays_in_the_unit_interval(case: tuple[int, int]) -> None:
     interval = wilson(*case)
@@ -54,6 +55,7 @@ def test_wilson_contains_the_share_and_stays_in_the_unit_interval(case: tuple[in
     assert 0 <= interval.low <= interval.value <= interval.high <= 1
 
 
+@settings(deadline=None)
 @given(counts)
 def test_wilson_is_symmetric_in_right_and_wrong(case: tuple[int, int]) -> None:
     successes, n = case
@@ -119,6 +121,7 @@ def test_mcnemar_counts_the_tail_of_a_fair_coin() -> None:
         mcnemar_exact(-1, 0)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_the_two_one_sided_tests_overlap_in_exactly_the_observed_outcome(first: int, second: int) -> None:
     both = mcnemar_exact(first, second) + mcnemar_exact(second, first)
@@ -164,6 +167,7 @@ def test_paired_gain_without_records_is_undefined_and_unequal_lengths_are_refuse
         paired_gain(np.array([True]), np.array([True, False]))
 
 
+@settings(deadline=None)
 @given(st.tuples(*[st.integers(0, 40)] * 4).filter(lambda cells: sum(cells) > 0))
 def test_paired_gain_contains_the_difference_and_is_antisymmetric(cells: tuple[int, int, int, int]) -> None:
     first, second = _pairs(*cells)
@@ -187,6 +191,7 @@ def test_the_gain_is_undefined_when_one_side_has_no_records() -> None:
     assert independent_gain(3, 4, second_successes=0, second_n=0).value is None
 
 
+@settings(deadline=None)
 @given(counts, counts)
 def test_the_gain_on_independent_records_contains_the_difference_and_is_antisymmetric(
     first: tuple[int, int], second: tuple[int, int]
