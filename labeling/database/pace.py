@@ -1,0 +1,122 @@
+"""How far one person is in the round they label, and how long the rest will take them."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from statistics import median
+
+from sqlalchemy import Connection, func, or_, select
+
+from labeling.database import tables
+from labeling.database.connection import Database
+from labeling.database.queue import LABELLING_STATES, REVIEW
+from schemas.review import RoundState
+
+_RECENT = 20  # own decisions the pace is the median of
+_AT_WORK = timedelta(minutes=30)
+
+_item = tables.queue_items.c
+_lease = tables.assignments.c
+_row = tables.decisions.c
+
+
+@dataclass(frozen=True)
+class Pace:
+    """One person in the earliest round that is open (the last one, when none is).
+
+    Attributes:
+        round: None before the first round; then everything else is zero.
+        items: Records under review; `done` of them have all the decisions they need.
+        own: Records this person has decided or skipped.
+        left: Records that still wait for this person or somebody else, as far as this person may take them.
+        share: Of those, how many are likely to be theirs, with everybody who worked in the last half hour.
+        seconds: Median time of their last 20 decisions; None before the first.
+        seconds_total: Time they have spent on records of this round.
+        at_work: People with a decision in the last half hour, this one included.
+    """
+
+    round: int | None
+    state: RoundState | None
+    items: int
+    done: int
+    own: int
+    left: int
+    share: int
+    seconds: float | None
+    seconds_total: float
+    at_work: int
+
+
+def pace(db: Database, annotator_id: str) -> Pace:
+    """Where this person stands now."""
+    with db.read() as conn:
+        found = _round(conn)
+        if found is None:
+            return Pace(None, None, 0, 0, 0, 0, 0, None, 0.0, 0)
+        number, state = found
+        counts = {
+            bool(row.done): row
+            for row in conn.execute(
+                select(
+                    _item.done,
+                    func.count().label("items"),
+                    func.sum(_item.overlap - _item.decided).label("wanted"),
+                )
+                .where(_item.round == number, _item.stage == REVIEW)
+                .group_by(_item.done)
+            )
+        }
+        done = counts[True].items if True in counts else 0
+        waiting = counts[False].items if False in counts else 0
+        wanted = int(counts[False].wanted) if False in counts else 0
+        own, own_waiting = _own(conn, annotator_id, number)
+        recent, total = _seconds(conn, annotator_id, number)
+        at_work = _at_work(conn, annotator_id, number, db)
+    left = waiting - own_waiting if state.value in LABELLING_STATES else 0
+    return Pace(
+        round=number,
+        state=state,
+        items=done + waiting,
+        done=done,
+        own=own,
+        left=left,
+        share=min(left, -(-wanted // at_work)),
+        seconds=median(recent) if recent else None,
+        seconds_total=total,
+        at_work=at_work,
+    )
+
+
+def _round(conn: Connection) -> tuple[int, RoundState] | None:
+    rows = conn.execute(
+        select(tables.rounds.c.number, tables.rounds.c.state).order_by(tables.rounds.c.number)
+    ).all()
+    labelled = [row for row in rows if row.state in LABELLING_STATES]
+    chosen = labelled[0] if labelled else rows[-1] if rows else None
+    return None if chosen is None else (chosen.number, RoundState(chosen.state))
+
+
+def _own(conn: Connection, annotator_id: str, number: int) -> tuple[int, int]:
+    rows = conn.execute(
+        select(_item.done, func.count().label("n"))
+        .join(tables.assignments, _lease.item_id == _item.id)
+        .where(_lease.account_id == annotator_id, or_(_lease.state == "decided", _lease.state == "skipped"))
+        .where(_item.round == number, _item.stage == REVIEW)
+        .group_by(_item.done)
+    ).all()
+    return sum(row.n for row in rows), sum(row.n for row in rows if not row.done)
+
+
+def _seconds(conn: Connection, annotator_id: str, number: int) -> tuple[list[float], float]:
+    mine = (_row.annotator_id == annotator_id, _row.round == number, _row.kind == "decision")
+    recent = conn.execute(select(_row.seconds).where(*mine).order_by(_row.id.desc()).limit(_RECENT)).scalars()
+    total = conn.execute(select(func.sum(_row.seconds)).where(*mine)).scalar()
+    return [float(value) for value in recent], float(total or 0.0)
+
+
+def _at_work(conn: Connection, annotator_id: str, number: int, db: Database) -> int:
+    others = conn.execute(
+        select(func.count(func.distinct(_row.annotator_id))).where(
+            _row.round == number, _row.decided_at > db.now() - _AT_WORK, _row.annotator_id != annotator_id
+        )
+    ).scalar_one()
+    return int(others) + 1

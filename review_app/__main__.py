@@ -1,0 +1,57 @@
+"""`python -m review_app --project PATH [--host 127.0.0.1] [--port 8321] [--local-user]`"""
+
+import argparse
+import sys
+
+import uvicorn
+
+from labeling.database.opening import database_url
+from labeling.project_file import load_project
+from review_app.main import AppSettings, create_app
+from schemas.errors import LabelingError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until stopped; 1 when the project cannot be served."""
+    parser = argparse.ArgumentParser(prog="review_app", description="Serves the review app of one project.")
+    parser.add_argument("--project", required=True, help="project folder or project.yaml")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8321)
+    parser.add_argument(
+        "--local-user", action="store_true", help="one user without a password; loopback only"
+    )
+    parser.add_argument("--https", action="store_true", help="served behind TLS")
+    parser.add_argument("--allowed-host", action="append", default=[], help="another host name browsers use")
+    chosen = parser.parse_args(arguments)
+    try:
+        project, folder = load_project(chosen.project)
+        app = create_app(
+            AppSettings(
+                project=project,
+                folder=folder,
+                database_url=database_url(project),
+                local_user=chosen.local_user,
+                host=chosen.host,
+                port=chosen.port,
+                https=chosen.https,
+                allowed_hosts=tuple(chosen.allowed_host),
+            )
+        )
+    except LabelingError as error:
+        print(error, file=sys.stderr)
+        return 1
+    uvicorn.run(
+        app,
+        host=chosen.host,
+        port=chosen.port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        # Behind a proxy its address is the client; a header must not be able to claim another.
+        proxy_headers=False,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
