@@ -95,8 +95,9 @@ def _prompt_trials(
     trials = [prompt for prompt in bound if prompt.prompt_id not in seen]
     if project.prompts.exemplars and not in_use.exemplars and used["template_source"]:
         exemplars = balanced_exemplars(known, project.label_schema.names, project.prompts.exemplars)
-        if exemplars:
-            trials.append(bind(in_use.template, project, in_use.codes, exemplars))
+        with_exemplars = bind(in_use.template, project, in_use.codes, exemplars)
+        if (with_exemplars.prefix, with_exemplars.cue) != (in_use.prefix, in_use.cue):  # a template may show none
+            trials.append(with_exemplars)
     return in_use, trials
 
 

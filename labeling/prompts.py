@@ -16,7 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from labeling import paths
 from labeling.engines.protocol import LabelCode
 from schemas.errors import PromptFileError
-from schemas.project import Project
+from schemas.project import Label, Project
 from schemas.values import content_hash
 
 _MARK = "\x02record\x03"
@@ -160,17 +160,17 @@ def bind(
 
 
 def label_codes(
-    labels: Sequence[str], token_ids: Callable[[str], tuple[int, ...]], *, style: str = "auto"
+    labels: Sequence[Label], token_ids: Callable[[str], tuple[int, ...]], *, style: str = "auto"
 ) -> tuple[LabelCode, ...]:
     """One token for each label, as the model at hand spells it.
 
-    `words`: the first token of the label's own name where these differ (a small model answers in words far better
+    `words`: the first token of the label's word (or name) where these differ (a small model answers in words far better
     than in letters: 71 % against 31 % on AG News). Otherwise letters, then pairs of letters, that are one token.
 
     Raises:
         PromptFileError: the tokenizer has too few single-token codes for this many labels.
     """
-    words = [LabelCode(label, text := f" {label}", token_ids(text)[0]) for label in labels]
+    words = [LabelCode(label.name, text := f" {label.word or label.name}", token_ids(text)[0]) for label in labels]
     if style != "letters" and len({code.token_id for code in words}) == len(words):
         return tuple(words)
     if style == "words":
@@ -189,7 +189,7 @@ def label_codes(
         ids = token_ids(f" {candidate}")
         if len(ids) == 1 and ids[0] not in used:
             used.add(ids[0])
-            codes.append(LabelCode(labels[len(codes)], f" {candidate}", ids[0]))
+            codes.append(LabelCode(labels[len(codes)].name, f" {candidate}", ids[0]))
     if len(codes) < len(labels):
         raise PromptFileError(
             "schema.labels",

@@ -89,7 +89,7 @@ def gold_rows(
         elif len(values) == 1:
             value, how = values[0], "person"
         else:
-            winner = majority(keys)
+            winner = majority(keys).value
             if winner is None:
                 open_disputes.append(record_id)
                 continue

@@ -136,7 +136,7 @@ def _tables(
     firsts = [next(iter(kind.parts(value)), "") for value in rows["value"].to_list()]
     splits = leakage_safe_split(
         ids,
-        [groups[record_id] for record_id in ids],
+        groups,
         firsts,
         shares=project.quality.splits,
         seed=project.seed,

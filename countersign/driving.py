@@ -1,0 +1,86 @@
+"""Drives the flows from the command line: a Prefect server on loopback, phases in this process."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deployments.services import QUIET_ENVIRONMENT, prefect_environment, start_prefect_server
+from labeling.database.opening import project_database
+from labeling.paths import ProjectFolder
+from labeling.project_file import load_project
+from labeling.status import PHASES, all_decided, position
+from schemas.project import Project
+
+MOST_STEPS = 200
+
+
+@contextmanager
+def prefect_running() -> Iterator[str]:
+    """A Prefect server for the length of a block, and an environment in which flows find it."""
+    os.environ.update(QUIET_ENVIRONMENT)
+    server = start_prefect_server()
+    os.environ.update(prefect_environment(server.url))
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
+    quiet = logging.getLogger("httpx")
+    quiet.setLevel(logging.WARNING)
+    try:
+        yield server.url
+    finally:
+        server.stop()
+
+
+def phase_flow(phase: str) -> Any:
+    """The flow of a phase as the command line runs it. Imported late: Prefect costs a second."""
+    from flows.export import export
+    from flows.iterate import iterate
+    from flows.pre_annotate import pre_annotate
+    from flows.qa import qa
+    from flows.review import open_review
+    from flows.setup import setup
+
+    return {
+        "setup": setup,
+        "pre_annotate": pre_annotate,
+        "review": open_review,
+        "qa": qa,
+        "export": export,
+        "iterate": iterate,
+    }[phase]
+
+
+def run_phase(phase: str, root: Path, number: int, *, rehearsal: bool = False) -> dict[str, Any]:
+    """Runs one phase; its answer says whether it waits for people."""
+    flow = phase_flow(phase)
+    arguments: dict[str, Any] = {"project": str(root)}
+    if phase != "setup":
+        arguments["round_number"] = number
+    if phase in ("setup", "review"):
+        arguments["rehearsal"] = rehearsal
+    answer: dict[str, Any] = flow(**arguments)
+    return answer
+
+
+def drive(root: Path, *, until: str | None, only_round: int | None) -> dict[str, Any]:
+    """Runs phase after phase from where the project stands; stops at people, at `until`, or when all is labelled."""
+    answer: dict[str, Any] = {"phase": "setup", "round": 1, "state": "done", "waiting_for": []}
+    for _ in range(MOST_STEPS):
+        project, folder = load_project(root)
+        where = _where(project, folder)
+        if only_round is not None and where.round > only_round:
+            break
+        if where.phase == "pre_annotate" and where.round > 1 and all_decided(project, folder, where.round - 1):
+            return {**answer, "state": "finished", "waiting_for": []}
+        if until is not None and answer["phase"] != "setup" and PHASES.index(where.phase) > PHASES.index(until):
+            break
+        answer = run_phase(where.phase, folder.root, where.round)
+        if answer["state"] == "waiting" or answer["phase"] == until:
+            break
+    return answer
+
+
+def _where(project: Project, folder: ProjectFolder) -> Any:
+    with project_database(project, folder) as db:
+        return position(project, folder, db)

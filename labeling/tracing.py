@@ -1,0 +1,175 @@
+"""The whole life of one label, and whether everything stored is whole."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from labeling.database import chain
+from labeling.database.connection import Database
+from labeling.paths import ProjectFolder
+from labeling.record_store import records_table
+from labeling.storage import Table, read_json, sha256_of
+from labeling.task_types import task_type
+from schemas import tables
+from schemas.errors import StorageError
+from schemas.project import Project
+
+
+def _round_numbers(folder: ProjectFolder) -> list[int]:
+    return sorted(int(path.name) for path in folder.rounds.iterdir()) if folder.rounds.is_dir() else []
+
+
+def trace(project: Project, folder: ProjectFolder, db: Database, wanted: str) -> list[dict[str, Any]]:
+    """Every step of a record in time order: source, suggestions, decisions, findings, gold, releases.
+
+    Args:
+        wanted: A record id, or the source's own id.
+
+    Raises:
+        StorageError: there is no such record.
+    """
+    record = _record(project, folder, wanted)
+    record_id = record["record_id"]
+    steps: list[dict[str, Any]] = [
+        {
+            "step": "record",
+            **{key: record[key] for key in ("record_id", "source", "source_row", "source_id", "text_sha256", "duplicate_of")},
+            "text": record["text"],
+        }
+    ]
+    task = project.label_schema.task
+    for number in _round_numbers(folder):
+        here = folder.round(number)
+        for row in _rows(Table(here.suggestions, tables.suggestions(task)), record_id):
+            identity = read_json(folder.identities / f"{row['identity_id']}.json")
+            steps.append(
+                {
+                    "step": "suggestion",
+                    "round": number,
+                    **{key: row[key] for key in ("value", "confidence", "calibrated_by", "label_mass", "by", "prompt_id")},
+                    "model": identity["model"],
+                    "digest": identity["digest"],
+                    "engine": f"{identity['engine']} {identity['engine_version']}",
+                }
+            )
+        for row in _rows(Table(here.rejected, tables.rejected(task)), record_id):
+            steps.append({"step": "no usable suggestion", "round": number, "reason": row["reason"]})
+    for entry in chain.entries(db):
+        payload = entry["payload"]
+        if isinstance(payload, dict) and payload.get("record_id") == record_id:
+            steps.append(
+                {
+                    "step": entry["action"],
+                    "seq": entry["seq"],
+                    "utc": entry["utc"],
+                    "actor": entry["actor"],
+                    **{
+                        key: payload.get(key)
+                        for key in ("round", "action", "value_json", "seen", "purpose", "seconds", "comment", "supersedes")
+                        if payload.get(key) is not None
+                    },
+                }
+            )
+    for number in _round_numbers(folder):
+        here = folder.round(number)
+        for row in _rows(Table(here.findings, tables.findings(task)), record_id):
+            steps.append({"step": "finding", "round": number, "kind": row["kind"], "sentence": row["sentence"]})
+        for row in _rows(Table(here.gold, tables.gold(task)), record_id):
+            steps.append({"step": "gold", **{key: row[key] for key in ("round", "value", "how", "agreement", "annotation_ids")}})
+    for release in sorted(folder.releases.glob("v*")) if folder.releases.is_dir() else []:
+        frame = pl.read_parquet(release / "provenance.parquet").filter(pl.col("record_id") == record_id)
+        for row in frame.iter_rows(named=True):
+            manifest = read_json(release / "manifest.json")
+            steps.append(
+                {
+                    "step": "release",
+                    "release": release.name,
+                    "split": row["split"],
+                    "final": row["final"],
+                    "audit_head": manifest["audit_head"]["hash"],
+                }
+            )
+    return steps
+
+
+def _record(project: Project, folder: ProjectFolder, wanted: str) -> dict[str, Any]:
+    for _, frame in records_table(project, folder).stream():
+        found = frame.filter((pl.col("record_id") == wanted) | (pl.col("source_id") == wanted))
+        if found.height:
+            return found.row(0, named=True)
+    raise StorageError(
+        f"record {wanted!r}",
+        found="no such record",
+        expected="a record id or the source's own id",
+        next_step="Record ids are in every table and in the release's provenance.parquet.",
+    )
+
+
+def _rows(table: Table, record_id: str) -> list[dict[str, Any]]:
+    if not table.exists:
+        return []
+    return list(table.read().filter(pl.col("record_id") == record_id).iter_rows(named=True))
+
+
+def verify(project: Project, folder: ProjectFolder, db: Database, *, release: str | None = None) -> list[str]:
+    """Everything that is not as it was written, one sentence each; empty when whole. Works offline.
+
+    Re-hashes every table and release, recomputes the audit chain, and holds it against the heads in the releases, so
+    that a cut tail is found too.
+    """
+    problems = []
+    for manifest in sorted(folder.root.rglob("manifest.jsonl")):
+        if folder.rehearsals not in manifest.parents:
+            problems += Table(manifest.parent, tables.quarantine(project.label_schema.task)).verify()
+    releases = sorted(folder.releases.glob("v*")) if folder.releases.is_dir() else []
+    heads: list[tuple[int, str]] = []
+    exported = {
+        entry["object"]: entry["payload"]["manifest_sha256"]
+        for entry in chain.entries(db)
+        if entry["action"] == "release.exported"
+    }
+    for folder_of_release in releases:
+        if release is not None and folder_of_release.name != release:
+            continue
+        problems += _verify_release(folder_of_release, exported)
+        head = read_json(folder_of_release / "manifest.json")["audit_head"]
+        heads.append((head["seq"], head["hash"]))
+    if release is not None and not (folder.releases / release).is_dir():
+        problems.append(f"release {release}: there is none")
+    problems += chain.verify_chain(db, expected_heads=heads)
+    return [*problems, *_verify_gold(project, folder)]
+
+
+def _verify_release(release: Path, exported: dict[str, str]) -> list[str]:
+    problems = []
+    manifest = read_json(release / "manifest.json")
+    listed = {entry["path"]: entry for entry in manifest["files"]}
+    for path, entry in listed.items():
+        file = release / path
+        if not file.is_file():
+            problems.append(f"{file}: missing; the release's manifest lists it")
+        elif sha256_of(file) != entry["sha256"]:
+            problems.append(f"{file}: changed since the release was made (SHA-256 differs)")
+    for file in sorted(release.rglob("*")):
+        name = str(file.relative_to(release))
+        if file.is_file() and name != "manifest.json" and name not in listed:
+            problems.append(f"{file}: not part of the release as it was made")
+    if exported.get(f"release:{release.name}") != sha256_of(release / "manifest.json"):
+        problems.append(f"{release / 'manifest.json'}: not the manifest that the audit chain committed to")
+    return problems
+
+
+def _verify_gold(project: Project, folder: ProjectFolder) -> list[str]:
+    """Labels outside the schema, which only a later change could have brought in."""
+    kind = task_type(project)
+    problems = []
+    for number in _round_numbers(folder):
+        table = Table(folder.round(number).gold, tables.gold(project.label_schema.task))
+        if not table.exists or table.verify():
+            continue
+        for record_id, value in table.read(["record_id", "value"]).iter_rows():
+            unknown = [part for part in kind.parts(value) if part not in kind.labels] if value is not None else []
+            if unknown and kind.labels:
+                problems.append(f"round {number}, record {record_id}: label {unknown[0]!r} is not in the schema")
+    return problems
