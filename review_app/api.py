@@ -150,7 +150,9 @@ def next_records(
 @needs(Right.LABEL)
 def decide(request: Request, body: DecisionIn) -> dict[str, Any]:
     """Store one decision; 200 means it is durable. The same key again returns the first answer."""
-    out = queue.decide(_db(request), _who(request).id, _normal(request, body), check_value=_check(request))
+    out = queue.decide(
+        _db(request), _who(request).id, body, check_value=_check(request), normal=request.app.state.task.normal
+    )
     return _decided(out)
 
 
@@ -252,11 +254,12 @@ def adjudicate(request: Request, body: AdjudicationIn) -> dict[str, Any]:
         _who(request).id,
         body.round,
         body.record_id,
-        value=_normal_value(request, body.value),
+        value=body.value,
         comment=body.comment,
         expected_version=body.expected_version,
         idempotency_key=body.idempotency_key,
         check_value=_check(request),
+        normal=request.app.state.task.normal,
         seconds=body.seconds,
     )
     return _decided(out)
@@ -365,17 +368,3 @@ def _dispute(dispute: queue.Dispute) -> dict[str, Any]:
 def _check(request: Request) -> queue.CheckValue:
     check: queue.CheckValue = request.app.state.check_value
     return check
-
-
-def _normal(request: Request, body: DecisionIn) -> DecisionIn:
-    return body.model_copy(update={"value": _normal_value(request, body.value)})
-
-
-def _normal_value(request: Request, value: Value) -> Value:
-    """Lists come in any order from a browser; stored values are sorted. An illegal value goes on as it is,
-    and the check inside the transaction refuses it with its reason.
-    """
-    try:
-        return None if value is None else request.app.state.task.normal(value)
-    except (TypeError, KeyError, AttributeError):
-        return value

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,7 +17,8 @@ HEADERS = {
     "content-security-policy": CSP,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
+    # Not no-referrer: browsers then send `Origin: null` with our own forms too.
+    "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
@@ -27,8 +29,11 @@ _UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _REMEMBERED = 10_000
 
 
-class TooLarge(Exception):
-    """The body went over the limit while it was read."""
+class TooLarge(HTTPException):
+    """The body went over the limit while it was read. FastAPI passes only this kind on as it is."""
+
+    def __init__(self) -> None:
+        super().__init__(413, "The request is too large.")
 
 
 class Buckets:
@@ -68,12 +73,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        started = False
-
         async def send_guarded(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 answer = MutableHeaders(scope=message)
                 for name, value in self._headers.items():
                     answer[name] = value
@@ -95,11 +96,7 @@ class Guard:
         if refused is not None:
             await refused(scope, receive, send_guarded)
             return
-        try:
-            await self._app(scope, receive_limited, send_guarded)
-        except TooLarge:
-            if not started:
-                await _answer(413, "The request is too large.")(scope, receive, send_guarded)
+        await self._app(scope, receive_limited, send_guarded)
 
     def _refuse(self, scope: Scope, headers: Headers) -> JSONResponse | None:
         host = headers.get("host", "")

@@ -30,7 +30,7 @@ OPEN_STATES = (RoundState.SAMPLING, RoundState.OPEN)
 COLOURS = 8  # tints in static/app.css; a ninth label starts over, its name tells it apart
 
 
-def render(request: Request, name: str, status: int = 200, **context: Any) -> HTMLResponse:
+def render(request: Request, template: str, status: int = 200, /, **context: Any) -> HTMLResponse:
     """A page with what every page needs."""
     account = getattr(request.state, "account", None)
     project = request.app.state.settings.project
@@ -43,7 +43,7 @@ def render(request: Request, name: str, status: int = 200, **context: Any) -> HT
         "csrf": csrf_token(request.state.session_token) if account is not None else "",
         "may": {right.name.lower(): account is not None and account.may(right) for right in Right},
     }
-    return templates.TemplateResponse(request, name, {**base, **context}, status_code=status)
+    return templates.TemplateResponse(request, template, {**base, **context}, status_code=status)
 
 
 def problem_page(request: Request, status: int, found: str, next_step: str) -> Response:
@@ -53,10 +53,10 @@ def problem_page(request: Request, status: int, found: str, next_step: str) -> R
     return render(request, "problem.html", status, found=found, next_step=next_step, code=status)
 
 
-def _form_page(request: Request, name: str, status: int = 200, **context: Any) -> HTMLResponse:
+def _form_page(request: Request, template: str, status: int = 200, /, **context: Any) -> HTMLResponse:
     """A page with a form that is sent before the login."""
     token = request.cookies.get(PRE_LOGIN_COOKIE) or new_form_token()
-    page = render(request, name, status, **{**context, "csrf": token})
+    page = render(request, template, status, **{**context, "csrf": token})
     page.set_cookie(
         PRE_LOGIN_COOKIE,
         token,

@@ -370,7 +370,7 @@ def local_user(db: Database) -> Account:
             conn,
             name="local",
             key="local",
-            display_name="You (this computer)",
+            display_name="You",
             role=Role.MANAGER,
             password_hash=None,
             local=True,

@@ -28,12 +28,19 @@ ADJUDICATION = "adjudication"
 LABELLING_STATES = (RoundState.SAMPLING.value, RoundState.OPEN.value)
 # Raises a LabelingError (or ValueError) unless the value is legal for this text.
 CheckValue = Callable[[Value, str], None]
+# The one spelling of a legal value, e.g. a list sorted.
+Normal = Callable[[Value], Value]
 
 _CLAIM_TRIES = 5
+_LARGEST_ID = 2**31 - 1
 
 _item = tables.queue_items.c
 _lease = tables.assignments.c
 _row = tables.decisions.c
+
+
+def _as_it_is(value: Value) -> Value:
+    return value
 
 
 @dataclass(frozen=True)
@@ -242,6 +249,7 @@ def decide(
     decision: DecisionIn,
     *,
     check_value: CheckValue,
+    normal: Normal = _as_it_is,
 ) -> DecisionOut:
     """Store one decision: its row, its audit entry and the item's counts in one transaction.
 
@@ -252,6 +260,7 @@ def decide(
         annotator_id: Account id (pseudonym).
         decision: What the browser sent.
         check_value: Says whether a value is legal for a text.
+        normal: The one spelling of a legal value (lists sorted); stored instead of what was sent.
 
     Raises:
         DecisionConflict: The record changed or went to somebody else since it was shown; nothing was stored.
@@ -263,7 +272,7 @@ def decide(
         found = _assignment_row(conn, decision.assignment_id, annotator_id)
         earlier = _earlier(conn, annotator_id, decision.idempotency_key)
         if earlier is not None:
-            return _repeated(conn, earlier, decision)
+            return _repeated(conn, earlier, decision, normal)
         if found["stage"] != REVIEW:
             raise _not_yours(decision.assignment_id)
         _require_state(conn, found["round"], LABELLING_STATES)
@@ -272,7 +281,7 @@ def decide(
         now = db.now()
         _refuse_if_changed(conn, held, item, decision, now)
         suggested = _suggested(item)
-        action, value = _settle_action(decision, suggested, item["text"], check_value)
+        action, value = _settle_action(decision, suggested, item["text"], check_value, normal)
         return _store(
             conn,
             item,
@@ -450,7 +459,7 @@ def comment(db: Database, annotator_id: str, assignment_id: int, text: str) -> i
 
 
 def remarks(db: Database, annotator_id: str, assignment_id: int) -> list[Remark]:
-    """One's own comments on the record of an assignment, oldest first (others' would bias an overlap record)."""
+    """One's own comments on the record of an assignment, oldest first; others' could sway."""
     with db.read() as conn:
         held = _assignment_row(conn, assignment_id, annotator_id)
         rows = conn.execute(
@@ -521,6 +530,7 @@ def adjudicate(
     expected_version: int,
     idempotency_key: str,
     check_value: CheckValue,
+    normal: Normal = _as_it_is,
     seconds: float = 0.0,
 ) -> DecisionOut:
     """Settle a disputed record. `value` None means it cannot be labelled, and then the comment must say why.
@@ -535,6 +545,7 @@ def adjudicate(
         expected_version: As `Dispute.version` was shown.
         idempotency_key: Made by the browser; sending it again returns the first answer.
         check_value: Says whether a value is legal for a text.
+        normal: The one spelling of a legal value.
         seconds: Time on the screen.
 
     Raises:
@@ -547,7 +558,7 @@ def adjudicate(
         accounts.require(conn, reviewer_id, Right.ADJUDICATE, lock=True)
         earlier = _earlier(conn, reviewer_id, idempotency_key)
         if earlier is not None:
-            if earlier["record_id"] != record_id or earlier["value_json"] != _dumped(value):
+            if earlier["record_id"] != record_id or earlier["value_json"] not in _spellings(value, normal):
                 raise _key_reused(idempotency_key)
             return _as_decision(earlier, repeated=True)
         _require_state(conn, number, (RoundState.ADJUDICATING.value,))
@@ -574,7 +585,7 @@ def adjudicate(
             action = Action.REJECT
             _require_reason(comment, action)
         else:
-            _check(check_value, value, item["text"])
+            value = _checked(check_value, normal, value, item["text"])
             action = (
                 Action.ACCEPT if suggested is not None and _dumped(value) == suggested else Action.CORRECT
             )
@@ -802,6 +813,8 @@ def _taken_by_others(conn: Connection, item_id: int, annotator_id: str, now: dat
 
 
 def _assignment_row(conn: Connection, assignment_id: int, annotator_id: str) -> RowMapping:
+    if not 1 <= assignment_id <= _LARGEST_ID:
+        raise _not_yours(assignment_id)
     row = (
         conn.execute(
             _assignments_query().where(_lease.id == assignment_id, _lease.account_id == annotator_id)
@@ -824,24 +837,28 @@ def _earlier(conn: Connection, annotator_id: str, key: str) -> RowMapping | None
     )
 
 
-def _repeated(conn: Connection, earlier: RowMapping, decision: DecisionIn) -> DecisionOut:
+def _repeated(
+    conn: Connection, earlier: RowMapping, decision: DecisionIn, normal: Normal
+) -> DecisionOut:
     """The first answer again; the same key with another decision is a client's mistake that must not pass as
     saved.
     """
-    value_json = _dumped(decision.value)
     action = decision.action.value
-    if action == Action.CORRECT.value and value_json == earlier["suggestion_json"]:
+    same_value = earlier["value_json"] in _spellings(decision.value, normal)
+    if action == Action.CORRECT.value and earlier["value_json"] == earlier["suggestion_json"]:
         action = Action.ACCEPT.value
-    same = (
-        earlier["kind"],
-        earlier["assignment_id"],
-        earlier["action"],
-        earlier["value_json"],
-        earlier["comment"],
-    )
-    if same != ("decision", decision.assignment_id, action, value_json, decision.comment):
+    same = (earlier["kind"], earlier["assignment_id"], earlier["action"], earlier["comment"])
+    if not same_value or same != ("decision", decision.assignment_id, action, decision.comment):
         raise _key_reused(decision.idempotency_key)
     return _as_decision(earlier, repeated=True, item_version=_item_version(conn, earlier["item_id"]))
+
+
+def _spellings(value: Value, normal: Normal) -> set[str | None]:
+    """How a value that was sent may have been stored; an illegal one (then it was not) has only its own spelling."""
+    try:
+        return {_dumped(value), None if value is None else _dumped(normal(value))}
+    except (TypeError, KeyError, AttributeError):
+        return {_dumped(value)}
 
 
 def _item_version(conn: Connection, item_id: int) -> int:
@@ -913,7 +930,7 @@ def _refuse_if_settled(
 
 
 def _settle_action(
-    decision: DecisionIn, suggested: str | None, text: str, check_value: CheckValue
+    decision: DecisionIn, suggested: str | None, text: str, check_value: CheckValue, normal: Normal
 ) -> tuple[Action, Value]:
     """Whether action, value and what was shown fit together."""
     _require_storable(decision.comment, "comment")
@@ -935,17 +952,19 @@ def _settle_action(
                 decision.action, "a value that is not the suggested one", "the suggested value"
             )
         return Action.ACCEPT, decision.value
-    _check(check_value, decision.value, text)
-    return (Action.ACCEPT if value_json == suggested else Action.CORRECT), decision.value
+    value = _checked(check_value, normal, decision.value, text)
+    return (Action.ACCEPT if _dumped(value) == suggested else Action.CORRECT), value
 
 
-def _check(check_value: CheckValue, value: Value, text: str) -> None:
+def _checked(check_value: CheckValue, normal: Normal, value: Value, text: str) -> Value:
+    """The one spelling of a legal value; the check comes first, for what is illegal may not have one."""
     try:
         check_value(value, text)
     except ValueError as error:
         raise QueueError(
             "value", found=str(error), expected="a legal value", next_step="Correct it and save again."
         ) from error
+    return normal(value)
 
 
 def _require_reason(said: str, action: Action) -> None:

@@ -816,8 +816,8 @@ def _missing_decisions(conn: Connection, number: int) -> list[str]:
     ).scalar_one()
     if crowded:
         sentences.append(
-            f"{_records(crowded)} {'asks' if crowded == 1 else 'ask'} for more annotators than the {labellers} "
-            "there are: invite more, or reduce the overlap."
+            f"{_records(crowded)} {'asks' if crowded == 1 else 'ask'} for more annotators than the "
+            f"{labellers} there are: invite more, or reduce the overlap."
         )
     return sentences
 

@@ -50,7 +50,7 @@ def utc_text(moment: datetime) -> str:
 
 
 class Utc(TypeDecorator[datetime]):
-    """Aware UTC datetimes, stored as `utc_text`. SQLite has no time type, and drivers disagree about zones."""
+    """Aware UTC datetimes, stored as `utc_text`. SQLite has no time type; drivers disagree on zones."""
 
     impl = String(27)
     cache_ok = True
