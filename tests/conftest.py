@@ -1,0 +1,140 @@
+"""Small real things for every test: a project in a folder, an engine on a loopback port, the real model."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripted_engine import ScriptedEngine  # noqa: E402
+
+from labeling.engines.http import EngineConnection  # noqa: E402
+from labeling.engines.llama_server import LlamaServer  # noqa: E402
+from labeling.paths import ProjectFolder  # noqa: E402
+from labeling.project_file import load_project  # noqa: E402
+from schemas.errors import ModelFileError  # noqa: E402
+from schemas.project import Project  # noqa: E402
+
+ProjectFactory = Callable[..., tuple[Project, ProjectFolder]]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "campaign: long versions of what the suite tests small; run with -m campaign")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "campaign" in (config.option.markexpr or ""):
+        return
+    left_out = [item for item in items if item.get_closest_marker("campaign")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("campaign")]
+
+
+def need(condition: object, reason: str) -> None:
+    """Skips where something is not there, but fails in CI: there it has to be."""
+    if condition:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(f"needed in CI: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(name="need", scope="session")
+def _need() -> Callable[[object, str], None]:
+    return need
+
+
+def write_project(
+    root: Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    labels: Sequence[str] = ("alpha", "beta"),
+    source: Mapping[str, Any] | None = None,
+    engine_url: str | None = None,
+    **sections: Any,
+) -> tuple[Project, ProjectFolder]:
+    """A small classification project: rows as JSONL, project.yaml, guideline.
+
+    Args:
+        root: The project folder; made if it is not there.
+        rows: Literal rows; `text` and whatever `source` names.
+        labels: Label names; a mapping is taken as it is.
+        source: Keys of the source section other than path.
+        engine_url: A llama-server to use.
+        sections: Further top-level sections of project.yaml.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (root / "guideline.md").write_text("# Guideline\n\nOne label for every record.\n", "utf-8")
+    document: dict[str, Any] = {
+        "version": 1,
+        "name": "small",
+        "schema": {
+            "task": "classification",
+            "instruction": "Which letter is meant?",
+            "labels": [label if isinstance(label, Mapping) else {"name": label} for label in labels],
+        },
+        "sources": [{"path": "records.jsonl", "text": "text", **(source or {})}],
+        "prompts": {"files": ["builtin:plain"]},
+        "embedding": {"kind": "none"},
+        **sections,
+    }
+    if engine_url is not None:
+        document["engine"] = {"kind": "llama-server", "model": "scripted", "endpoints": [engine_url], "timeout_s": 1.0}
+    (root / "project.yaml").write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), "utf-8")
+    return load_project(root)
+
+
+@pytest.fixture
+def project_folder(tmp_path: Path) -> ProjectFactory:
+    """Makes a small classification project in the test's own folder; see `write_project`."""
+
+    def make(rows: Sequence[Mapping[str, Any]], **settings: Any) -> tuple[Project, ProjectFolder]:
+        return write_project(tmp_path / "project", rows, **settings)
+
+    return make
+
+
+@pytest.fixture
+def scripted() -> Iterator[ScriptedEngine]:
+    """A free engine of the test's own, answering with the labels alpha and beta."""
+    with ScriptedEngine() as server:
+        yield server
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[..., LlamaServer]]:
+    """Connects to a scripted engine; closed after the test."""
+    opened: list[LlamaServer] = []
+
+    def open_(server: ScriptedEngine, *, timeout_s: float = 5.0) -> LlamaServer:
+        engine = LlamaServer(EngineConnection(server.url, timeout_s=timeout_s), digest="d" * 64, engine="scripted")
+        opened.append(engine)
+        return engine
+
+    yield open_
+    for engine in opened:
+        engine.close()
+
+
+@pytest.fixture(scope="session")
+def real_engine() -> Iterator[Any]:
+    """The shipped model in this process: one for the whole session."""
+    from labeling.engines.embedded import EmbeddedEngine
+    from labeling.engines.model_files import model_file
+
+    try:
+        file = model_file("smollm2-135m-instruct")
+    except ModelFileError as error:
+        need(False, str(error))
+        raise
+    engine = EmbeddedEngine(file, context=512, slots=2, threads=None)
+    yield engine
+    engine.close()
