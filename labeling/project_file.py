@@ -5,7 +5,7 @@ one would win silently) and anything but plain data.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,8 @@ def parse_project(raw: bytes, name: str) -> Project:
         raise ProjectError(
             name, found=f"byte {error.start} is no UTF-8", expected="UTF-8 text", next_step="Save the file as UTF-8."
         ) from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
+        # PyYAML lets its own conversions fall through: `2024-13-45` and `!!int x` are ValueErrors, `!!bool x` a KeyError.
         mark = getattr(error, "problem_mark", None)
         where = f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else name
         raise ProjectError(
@@ -101,13 +102,25 @@ def parse_project(raw: bytes, name: str) -> Project:
     try:
         return Project.model_validate(data)
     except ValidationError as error:
-        raise ManyProblems([_problem(name, entry) for entry in error.errors()]) from error
+        raise ManyProblems([_problem(name, entry) for entry in _first_causes(error.errors())]) from error
+
+
+def _first_causes(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Without "too short" about a list whose items are told to be wrong: pydantic does not count those."""
+    paths = [entry["loc"] for entry in entries]
+    return [
+        entry
+        for entry in entries
+        if entry["type"] != "too_short"
+        or not any(len(path) > len(entry["loc"]) and path[: len(entry["loc"])] == entry["loc"] for path in paths)
+    ]
 
 
 def _problem(name: str, entry: Mapping[str, Any]) -> LabelingError:
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in entry["loc"]).lstrip(".")
     kind = entry["type"]
     shown = json.dumps(entry.get("input"), default=str, ensure_ascii=False)[:120]
+    shown = shown.encode("utf-8", "backslashreplace").decode("utf-8")  # a lone surrogate could not be printed
     if kind == "extra_forbidden":
         return ProjectError(
             f"{name}: {path}",
