@@ -14,7 +14,9 @@ def bring_up(projects: list[Path], *, port: int, local_user: bool) -> tuple[list
     try:
         services.append(start_prefect_server())
         for offset, (project, folder) in enumerate(loaded):
-            services.append(start_review_app(folder.root, project.name, local_user=local_user, port=port + offset))
+            services.append(
+                start_review_app(folder.root, project.name, local_user=local_user, port=port + offset)
+            )
         services.append(start_runner(services[0].url, [folder.root for _, folder in loaded]))
     except BaseException:
         for service in reversed(services):

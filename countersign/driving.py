@@ -71,9 +71,17 @@ def drive(root: Path, *, until: str | None, only_round: int | None) -> dict[str,
         where = _where(project, folder)
         if only_round is not None and where.round > only_round:
             break
-        if where.phase == "pre_annotate" and where.round > 1 and all_decided(project, folder, where.round - 1):
+        if (
+            where.phase == "pre_annotate"
+            and where.round > 1
+            and all_decided(project, folder, where.round - 1)
+        ):
             return {**answer, "state": "finished", "waiting_for": []}
-        if until is not None and answer["phase"] != "setup" and PHASES.index(where.phase) > PHASES.index(until):
+        if (
+            until is not None
+            and answer["phase"] != "setup"
+            and PHASES.index(where.phase) > PHASES.index(until)
+        ):
             break
         answer = run_phase(where.phase, folder.root, where.round)
         if answer["state"] == "waiting" or answer["phase"] == until:

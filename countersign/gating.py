@@ -39,7 +39,12 @@ def decide(path: Path, verdict: str, *, by: str, note: str) -> tuple[dict[str, A
             )
         missing = _missing(project, folder, db, where.phase, where.round)
         if verdict == "approve" and missing:
-            return {"phase": where.phase, "round": where.round, "verdict": "refused", "missing": missing}, True
+            return {
+                "phase": where.phase,
+                "round": where.round,
+                "verdict": "refused",
+                "missing": missing,
+            }, True
         figures = dict(round_figures(project, db, where.round)) if where.phase == "review" else None
         sign_off = SignOff(verdict="approve" if verdict == "approve" else "reject", signed_by=by, note=note)
         record = rounds.decide_gate(db, where.phase, where.round, sign_off, figures)
@@ -54,8 +59,14 @@ def decide(path: Path, verdict: str, *, by: str, note: str) -> tuple[dict[str, A
 
 def _missing(project: Project, folder: ProjectFolder, db: Database, phase: str, number: int) -> list[str]:
     if phase == "review":
-        return rounds.missing(db, number) if rounds.state_of(db, number) is not None else ["the round is not open yet"]
-    return [] if folder.round(1).setup.is_file() else ["the setup sample is not measured yet: `countersign run`"]
+        return (
+            rounds.missing(db, number)
+            if rounds.state_of(db, number) is not None
+            else ["the round is not open yet"]
+        )
+    return (
+        [] if folder.round(1).setup.is_file() else ["the setup sample is not measured yet: `countersign run`"]
+    )
 
 
 def _signed_round(db: Database) -> int:
@@ -63,6 +74,8 @@ def _signed_round(db: Database) -> int:
         if rounds.state_of(db, number) is RoundState.SIGNED:
             return number
     raise GateRefused(
-        "gate", found="no signed round", expected="one", next_step="Only a signature that adjudication has not begun on "
-        "can be taken back."
+        "gate",
+        found="no signed round",
+        expected="one",
+        next_step="Only a signature that adjudication has not begun on can be taken back.",
     )

@@ -26,7 +26,9 @@ def init(
     task: Annotated[
         Literal["classification", "multilabel", "entities", "pairs"], typer.Option(help="Kind of labelling.")
     ],
-    source: Annotated[Path | None, typer.Option("--from", help="A CSV, JSONL or Parquet file to guess from.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="A CSV, JSONL or Parquet file to guess from.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make a project: a commented project.yaml, a guideline and the JSON Schema for editors."""
@@ -49,7 +51,9 @@ def check(project: ProjectPath, json: Json = False) -> None:
         from labeling.checking import problems_of
 
         problems = [problem.as_problem() for problem in problems_of(project)]
-        lines = [f"- {p['path']}: found {p['found']}; expected {p['expected']}. {p['next']}" for p in problems]
+        lines = [
+            f"- {p['path']}: found {p['found']}; expected {p['expected']}. {p['next']}" for p in problems
+        ]
         text = "Everything is in order." if not problems else "\n".join(lines)
         emit({"ok": not problems, "problems": problems}, as_json=json, text=text)
         if problems:
@@ -86,7 +90,9 @@ def run(
 def review(
     project: ProjectPath,
     port: Annotated[int, typer.Option(help="Port on loopback.")] = 8321,
-    local_user: Annotated[bool, typer.Option(help="One user without a password, on this computer only.")] = True,
+    local_user: Annotated[
+        bool, typer.Option(help="One user without a password, on this computer only.")
+    ] = True,
     json: Json = False,
 ) -> None:
     """Serve the review app on loopback until stopped with Ctrl-C."""
@@ -120,7 +126,9 @@ def _until_interrupted(*services: Any) -> None:
 def up(
     projects: Annotated[list[Path], typer.Argument(metavar="PROJECT...", help="Project folders.")],
     port: Annotated[int, typer.Option(help="First port of the review apps.")] = 8321,
-    local_user: Annotated[bool, typer.Option(help="One user without a password, on this computer only.")] = True,
+    local_user: Annotated[
+        bool, typer.Option(help="One user without a password, on this computer only.")
+    ] = True,
     json: Json = False,
 ) -> None:
     """Everything for daily use: Prefect server with the deployments, review app; one Ctrl-C stops all."""
@@ -191,7 +199,9 @@ def trace(
             steps = trace_record(loaded, folder, db, record)
         lines = []
         for step in steps:
-            facts = ", ".join(f"{key} {value}" for key, value in step.items() if key != "step" and value is not None)
+            facts = ", ".join(
+                f"{key} {value}" for key, value in step.items() if key != "step" and value is not None
+            )
             lines.append(f"{step['step']}: {facts}")
         emit({"steps": steps}, as_json=json, text="\n".join(lines))
 
@@ -225,7 +235,8 @@ def rehearse(
     annotators: Annotated[int, typer.Option(help="Simulated annotators.")] = 2,
     annotator_error: Annotated[float, typer.Option(help="Share of records an annotator gets wrong.")] = 0.0,
     annotator_columns: Annotated[
-        str | None, typer.Option(help="Columns with what each annotator says, comma-separated, instead of errors.")
+        str | None,
+        typer.Option(help="Columns with what each annotator says, comma-separated, instead of errors."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 20260101,
     json: Json = False,
@@ -249,7 +260,9 @@ def rehearse(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the demo project goes.")] = Path("demo-project"),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the demo project goes.")] = Path(
+        "demo-project"
+    ),
     json: Json = False,
 ) -> None:
     """The five phases on the shipped sample, with simulated annotators and a real model."""
@@ -270,7 +283,9 @@ def models(json: Json = False) -> None:
         for name in lock():
             say(f"{name} …")
             files[name] = str(model_file(name, fetch=True))
-        emit({"models": files}, as_json=json, text="\n".join(f"{name}: {path}" for name, path in files.items()))
+        emit(
+            {"models": files}, as_json=json, text="\n".join(f"{name}: {path}" for name, path in files.items())
+        )
 
 
 if __name__ == "__main__":

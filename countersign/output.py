@@ -26,7 +26,12 @@ def told(as_json: bool) -> Iterator[None]:
     except LabelingError as error:
         problems = error.problems if isinstance(error, ManyProblems) else [error]
         if as_json:
-            print(json.dumps({"ok": False, "problems": [problem.as_problem() for problem in problems]}, ensure_ascii=False))
+            print(
+                json.dumps(
+                    {"ok": False, "problems": [problem.as_problem() for problem in problems]},
+                    ensure_ascii=False,
+                )
+            )
         for problem in problems:
             print(f"error: {problem.path}", file=sys.stderr)
             print(f"  found:    {problem.found}", file=sys.stderr)

@@ -81,7 +81,10 @@ class Rehearsal:
         """A project of its own beside the real one: same settings, the truth columns carried as metadata."""
         if (root / "project.yaml").exists():
             raise ProjectError(
-                str(root), found="a project", expected="a new folder", next_step="Remove it or choose another folder."
+                str(root),
+                found="a project",
+                expected="a new folder",
+                next_step="Remove it or choose another folder.",
             )
         columns = (self.truth, *self.annotator_columns)
         settings = original.model_dump(by_alias=True, mode="json")
@@ -94,7 +97,9 @@ class Rehearsal:
             source["path"] = str((home.root / source["path"]).resolve())
             source["gold"] = None
             source["metadata"] = list(dict.fromkeys([*source["metadata"], *columns]))
-        write_bytes(root / "project.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())
+        write_bytes(
+            root / "project.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode()
+        )
         for name in (original.label_schema.guideline, *original.prompts.files):
             source_file = home.root / name
             if not name.startswith("builtin:") and source_file.is_file():
@@ -115,7 +120,9 @@ class _Cast:
         columns = self._columns()
         truth = columns[self.plan.truth]
         people = self._people(columns)
-        judge = SimulatedPerson(self.url, name="sim-judge", **self._invitation(Role.REVIEWER, "Simulated judge"))
+        judge = SimulatedPerson(
+            self.url, name="sim-judge", **self._invitation(Role.REVIEWER, "Simulated judge")
+        )
         self._lead()
         say(f"{len(people)} simulated annotators label the sample in the review app")
         work_together(people, seed=self.plan.seed)
@@ -158,7 +165,7 @@ class _Cast:
         frame = records_table(self.project, self.folder).read(["record_id", "metadata"])
         columns: dict[str, dict[str, Value]] = {}
         for record_id, metadata in frame.iter_rows():
-            for name, cell in _pairs(metadata):
+            for name, cell in metadata.items():
                 columns.setdefault(name, {})[record_id] = kind.from_source(cell)
         for name, values in columns.items():
             empty = [record_id for record_id, value in values.items() if value is None]
@@ -202,7 +209,9 @@ class _Cast:
             return
         from countersign.gating import decide
 
-        note = "Rehearsal: goes on with drafts of this quality, to see what the rest of the loop makes of them."
+        note = (
+            "Rehearsal: goes on with drafts of this quality, to see what the rest of the loop makes of them."
+        )
         decide(self.folder.root, "approve", by="sim-lead", note=note)
         say("  The gate was not passed; the simulated lead signs to go on all the same (recorded).")
 
@@ -227,13 +236,16 @@ class _Cast:
     ) -> dict[str, Any]:
         release = Path(released["release"])
         provenance = pl.read_parquet(release / "provenance.parquet").select("record_id", "final", "how")
-        wrong = sum(final != canonical_json(truth[record_id]) for record_id, final, _ in provenance.iter_rows())
+        wrong = sum(
+            final != canonical_json(truth[record_id]) for record_id, final, _ in provenance.iter_rows()
+        )
         automatic = provenance.filter(pl.col("how") == "automatic")
         plan = read_json(self.folder.round(1).plan)
         identity = read_json(self.folder.identities / f"{plan['identity_id']}.json")
         task = self.project.label_schema.task
         findings = sum(
-            Table(self.folder.round(entry["round"]).findings, tables.findings(task)).rows() for entry in rounds
+            Table(self.folder.round(entry["round"]).findings, tables.findings(task)).rows()
+            for entry in rounds
         )
         assisted, accepted = sum(r["assisted"] for r in rounds), sum(r["accepted"] for r in rounds)
         return {
@@ -277,21 +289,16 @@ class _Cast:
         }
 
 
-def _pairs(metadata: Any) -> list[tuple[str, str]]:
-    """A map column's cell: Polars gives dicts or pairs, depending on how the frame came about."""
-    return [(entry["key"], entry["value"]) if isinstance(entry, dict) else tuple(entry) for entry in _entries(metadata)]
-
-
-def _entries(metadata: Any) -> list[Any]:
-    return list(metadata.items()) if isinstance(metadata, dict) else list(metadata)
-
-
 def _valid_share(project: Project, folder: ProjectFolder, rounds: int) -> float | None:
     """Share of the model's suggestions that are legal labels; what was set aside counts against it."""
     kind, task = task_type(project), project.label_schema.task
     valid = total = 0
     for number in range(1, rounds + 1):
-        values = Table(folder.round(number).suggestions, tables.suggestions(task)).read(["value"])["value"].to_list()
+        values = (
+            Table(folder.round(number).suggestions, tables.suggestions(task))
+            .read(["value"])["value"]
+            .to_list()
+        )
         valid += sum(value in kind.labels for value in values) if kind.one_token else len(values)
         total += len(values) + Table(folder.round(number).rejected, tables.rejected(task)).rows()
     return valid / total if total else None
@@ -307,8 +314,16 @@ def _tell_round(figures: dict[str, Any]) -> None:
         f"({accuracy['low']:.1%} to {accuracy['high']:.1%}, n = {accuracy['n']})"
     )
     if gain is not None and gain["value"] is not None:
-        verdict = "a rise" if gain["low"] > 0 else "a fall" if gain["high"] < 0 else "no change that could not be chance"
-        say(f"  Against the round before: {gain['value']:+.1%} ({gain['low']:+.1%} to {gain['high']:+.1%}): {verdict}")
+        verdict = (
+            "a rise"
+            if gain["low"] > 0
+            else "a fall"
+            if gain["high"] < 0
+            else "no change that could not be chance"
+        )
+        say(
+            f"  Against the round before: {gain['value']:+.1%} ({gain['low']:+.1%} to {gain['high']:+.1%}): {verdict}"
+        )
 
 
 def _patient(call: Any) -> Any:
@@ -365,8 +380,14 @@ def rehearsal_text(answer: dict[str, Any]) -> str:
     lines = ["", "REHEARSAL: annotators were simulated; nothing here is real labelling.", ""]
     for entry in answer["rounds"]:
         accuracy = entry["accuracy"]
-        shown = "undefined" if accuracy["value"] is None else f"{accuracy['value']:.1%} ({accuracy['low']:.1%}-{accuracy['high']:.1%})"
-        lines.append(f"round {entry['round']}: drafts right {shown}, {entry['human_labels']} decisions by people")
+        shown = (
+            "undefined"
+            if accuracy["value"] is None
+            else f"{accuracy['value']:.1%} ({accuracy['low']:.1%}-{accuracy['high']:.1%})"
+        )
+        lines.append(
+            f"round {entry['round']}: drafts right {shown}, {entry['human_labels']} decisions by people"
+        )
     error = answer["final_error"]
     accepted = answer["accepted_as_suggested_share"]
     pace = answer["suggestions_per_s"]

@@ -40,7 +40,9 @@ def main() -> None:
     from prefect.server.api.server import create_app
 
     app = WithPolicy(create_app())
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
+    uvicorn.run(
+        app, host="127.0.0.1", port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=2
+    )
 
 
 if __name__ == "__main__":

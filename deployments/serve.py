@@ -52,14 +52,18 @@ def deployments_of(project: Project, path: Path) -> list[Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serves until it is stopped."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rehearsal", action="store_true", help="only the gate; the rest runs in the rehearsal itself")
+    parser.add_argument(
+        "--rehearsal", action="store_true", help="only the gate; the rest runs in the rehearsal itself"
+    )
     parser.add_argument("projects", nargs="+", type=Path)
     options = parser.parse_args(arguments)
     built: list[Any] = []
     for path in options.projects:
         project, folder = load_project(path)
         every = deployments_of(project, folder.root)
-        built += [entry for entry in every if entry.entrypoint.endswith(":review")] if options.rehearsal else every
+        built += (
+            [entry for entry in every if entry.entrypoint.endswith(":review")] if options.rehearsal else every
+        )
     serve(*built, pause_on_shutdown=False)
 
 

@@ -21,6 +21,7 @@ from schemas.errors import LabelingError
 
 PREFECT_PORT = 4200
 START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 8.0  # everything these processes promise is durable before; waiting longer saves nothing
 # Set by the product, not left to the user: docs/decisions and reliability notes say why each one.
 QUIET_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
@@ -88,7 +89,7 @@ class Service:
         if self.process.poll() is None:
             _signal_group(self.process, signal.SIGTERM)
             try:
-                self.process.wait(15)
+                self.process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 _signal_group(self.process, signal.SIGKILL)
                 self.process.wait()
@@ -164,7 +165,13 @@ def start_prefect_server() -> Service:
 def start_runner(prefect_url: str, projects: Sequence[Path], *, rehearsal: bool = False) -> Service:
     """The process that runs the deployments of these projects."""
     names = "-".join(sorted(project.name for project in projects))[:80]
-    command = [sys.executable, "-m", "deployments.serve", *(["--rehearsal"] if rehearsal else []), *map(str, projects)]
+    command = [
+        sys.executable,
+        "-m",
+        "deployments.serve",
+        *(["--rehearsal"] if rehearsal else []),
+        *map(str, projects),
+    ]
     process = _spawn(f"runner-{names}", command, prefect_environment(prefect_url))
     record_service(f"runner-{names}", {"url": prefect_url, "pid": process.pid})
     return Service(f"runner-{names}", prefect_url, process)
@@ -174,8 +181,20 @@ def start_review_app(project: Path, name: str, *, local_user: bool, port: int | 
     """The review app of a project on loopback."""
     chosen = free_port(port)
     url = f"http://127.0.0.1:{chosen}"
-    command = [sys.executable, "-m", "review_app", "--project", str(project), "--host", "127.0.0.1", "--port", str(chosen)]
-    process = _spawn(f"review-{name}", [*command, *(["--local-user"] if local_user else [])], QUIET_ENVIRONMENT)
+    command = [
+        sys.executable,
+        "-m",
+        "review_app",
+        "--project",
+        str(project),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(chosen),
+    ]
+    process = _spawn(
+        f"review-{name}", [*command, *(["--local-user"] if local_user else [])], QUIET_ENVIRONMENT
+    )
     _wait(f"review-{name}", f"{url}/healthz", process)
     record_service(f"review-{name}", {"url": url, "pid": process.pid})
     return Service(f"review-{name}", url, process)

@@ -46,7 +46,9 @@ def wait_at_gate(project: Project, folder: ProjectFolder, phase: str, number: in
             asked += 1
             text = gate_text(project, db, phase, number)
             told = _earlier_answer(db, asked - 1)
-        create_markdown_artifact(text, key=f"{project.name}-gate", description=f"Gate of {phase}, round {number}")
+        create_markdown_artifact(
+            text, key=f"{project.name}-gate", description=f"Gate of {phase}, round {number}"
+        )
         form = GateForm.with_initial_data(description=(f"**{told}**\n\n" if told else "") + text)
         answer = suspend_flow_run(wait_for_input=form, key=f"{phase}-{number}-{asked}")
         _handle(project, folder, phase, number, asked, answer)
@@ -67,7 +69,9 @@ def _payload(entry: dict[str, Any]) -> dict[str, Any]:
     return payload
 
 
-def _handle(project: Project, folder: ProjectFolder, phase: str, number: int, asked: int, answer: GateForm) -> None:
+def _handle(
+    project: Project, folder: ProjectFolder, phase: str, number: int, asked: int, answer: GateForm
+) -> None:
     """Signs with a form once; a form that was handled before a restart is not handled again."""
     with project_database(project, folder) as db:
         if chain.entries(db, object=_object(asked)):
@@ -111,11 +115,18 @@ def gate_text(project: Project, db: Database, phase: str, number: int) -> str:
         ("records done", f"{figures['done']} of {figures['items']}"),
         ("decisions", f"{figures['decisions']} by {figures['annotators']} people"),
         ("suggestions accepted", f"{figures['accepted']} of {figures['assisted']} shown"),
-        ("median time a record", "-" if figures["seconds_median"] is None else f"{figures['seconds_median']:.1f} s"),
+        (
+            "median time a record",
+            "-" if figures["seconds_median"] is None else f"{figures['seconds_median']:.1f} s",
+        ),
         ("skips", str(figures["skips"])),
     ]
     table = "\n".join(["| figure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
-    verdict = "**Not finished yet:** " + " ".join(missing) if missing else "Nothing is missing; the round can be signed."
+    verdict = (
+        "**Not finished yet:** " + " ".join(missing)
+        if missing
+        else "Nothing is missing; the round can be signed."
+    )
     url = review_url(project.name)
     link = f"\n\nReview app: <{url}>" if url else ""
     return f"### {project.title or project.name}: round {number}\n\n{table}\n\n{verdict}{link}"

@@ -13,5 +13,7 @@ from tasks.reviewing import plan_next
 def iterate(project: str, round_number: int = 1) -> dict[str, Any]:
     """Writes the plan of the next round: student, confidence, calibration, and prompts that proved themselves."""
     sentences = plan_next(project, round_number)
-    create_markdown_artifact("\n".join(f"- {line}" for line in sentences), key=f"{load_project(project)[0].name}-plan")
+    create_markdown_artifact(
+        "\n".join(f"- {line}" for line in sentences), key=f"{load_project(project)[0].name}-plan"
+    )
     return {"phase": "iterate", "round": round_number, "state": "done", "waiting_for": [], "plan": sentences}

@@ -54,10 +54,25 @@ def suite(project: Project, records: int) -> list[_Rule]:
         records: Rows the release has to have.
     """
     rules = [
-        _Rule("records", "ExpectTableRowCountToEqual", {"value": records}, "every settled record is in the release"),
+        _Rule(
+            "records",
+            "ExpectTableRowCountToEqual",
+            {"value": records},
+            "every settled record is in the release",
+        ),
         _Rule("records", "ExpectColumnValuesToBeUnique", {"column": "record_id"}, "each record once"),
-        _Rule("records", "ExpectColumnValuesToBeInSet", {"column": "how", "value_set": list(HOW)}, "every record settled"),
-        _Rule("records", "ExpectColumnValuesToNotBeNull", {"column": "how"}, "every record says how it was settled"),
+        _Rule(
+            "records",
+            "ExpectColumnValuesToBeInSet",
+            {"column": "how", "value_set": list(HOW)},
+            "every record settled",
+        ),
+        _Rule(
+            "records",
+            "ExpectColumnValuesToNotBeNull",
+            {"column": "how"},
+            "every record says how it was settled",
+        ),
         _Rule("records", "ExpectColumnValuesToNotBeNull", {"column": "value"}, "every record has a value"),
         _Rule(
             "records",
@@ -65,9 +80,19 @@ def suite(project: Project, records: int) -> list[_Rule]:
             {"column": "illegal_labels", "value_set": [0]},
             "labels are in the schema",
         ),
-        _Rule("records", "ExpectColumnValuesToBeBetween", {"column": "text_length", "min_value": 1}, "no empty text"),
+        _Rule(
+            "records",
+            "ExpectColumnValuesToBeBetween",
+            {"column": "text_length", "min_value": 1},
+            "no empty text",
+        ),
         _Rule("records", "ExpectColumnValuesToBeUnique", {"column": "text_sha256"}, "no text twice"),
-        _Rule("records", "ExpectColumnValuesToBeInSet", {"column": "split", "value_set": list(SPLITS)}, "in one split"),
+        _Rule(
+            "records",
+            "ExpectColumnValuesToBeInSet",
+            {"column": "split", "value_set": list(SPLITS)},
+            "in one split",
+        ),
         _Rule(
             "records",
             "ExpectColumnValuesToBeInSet",
@@ -77,23 +102,41 @@ def suite(project: Project, records: int) -> list[_Rule]:
         _Rule(
             "summary",
             "ExpectColumnValuesToBeBetween",
-            {"column": "auto_accepted_share", "min_value": 0.0, "max_value": project.quality.max_auto_accepted_share},
+            {
+                "column": "auto_accepted_share",
+                "min_value": 0.0,
+                "max_value": project.quality.max_auto_accepted_share,
+            },
             "share of labels no person has seen is within quality.max_auto_accepted_share",
         ),
     ]
     for column in PROVENANCE_COLUMNS:
         rules.append(
-            _Rule("provenance", "ExpectColumnValuesToNotBeNull", {"column": column}, f"provenance complete: {column}")
+            _Rule(
+                "provenance",
+                "ExpectColumnValuesToNotBeNull",
+                {"column": column},
+                f"provenance complete: {column}",
+            )
         )
     rules.append(
-        _Rule("provenance", "ExpectTableRowCountToEqual", {"value": records}, "provenance complete: a row a record")
+        _Rule(
+            "provenance",
+            "ExpectTableRowCountToEqual",
+            {"value": records},
+            "provenance complete: a row a record",
+        )
     )
     for label in project.label_schema.labels:
         rules.append(
             _Rule(
                 "summary",
                 "ExpectColumnValuesToBeBetween",
-                {"column": f"share of {label.name}", "min_value": label.min_share, "max_value": label.max_share},
+                {
+                    "column": f"share of {label.name}",
+                    "min_value": label.min_share,
+                    "max_value": label.max_share,
+                },
                 f"class balance of {label.name}",
             )
         )
@@ -133,7 +176,11 @@ def check(frames: Mapping[str, pl.DataFrame], rules: Sequence[_Rule]) -> list[Ch
 def _outcome(rule: _Rule, result: Any) -> Check:
     told: Mapping[str, Any] = result.result or {}
     raised = _raised(result.exception_info)
-    ids = [str(entry.get("record_id")) for entry in told.get("unexpected_index_list") or [] if isinstance(entry, Mapping)]
+    ids = [
+        str(entry.get("record_id"))
+        for entry in told.get("unexpected_index_list") or []
+        if isinstance(entry, Mapping)
+    ]
     found = int(told.get("unexpected_count") or 0)
     detail = raised or (f"observed {told['observed_value']}" if "observed_value" in told else "")
     state = "errored" if raised else "passed" if result.success else "failed"

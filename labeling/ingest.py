@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -29,10 +30,11 @@ from schemas.project import Limits, Project, Source
 from schemas.values import Value
 
 PART_ROWS = 16_384
+FIRST_LINES = 1000  # fewer than a part: a wrong key is told before anything is stored
 MAX_DEPTH = 32
 RAW_BYTES = 4096
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # possessive: no backtracking on hostile lines
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,10 @@ def _ingest_one(
             progress(counts.rows)
     if counts.rows == 0:
         raise SourceError(
-            str(path), found="no rows", expected="at least one record", next_step="Check that this is the right file."
+            str(path),
+            found="no rows",
+            expected="at least one record",
+            next_step="Check that this is the right file.",
         )
     quarantine.append([], meta={"source": name, "finished": fingerprint, "rows": counts.rows})
     return counts
@@ -148,19 +153,26 @@ def _record(
     if row.values is None:
         return row
     text = row.values.get(source.text)
-    refuse = lambda reason, found, expected: SourceRow(row.number, None, reason, found, expected, row.raw)  # noqa: E731
+
+    def refuse(reason: str, found: str, expected: str) -> SourceRow:
+        return SourceRow(row.number, None, reason, found, expected, row.raw)
+
     if not isinstance(text, str):
         found = "nothing" if text is None else type(text).__name__
         return refuse("no text", found, f"text in column {source.text!r}")
     if "\x00" in text:
         return refuse("NUL character", f"NUL at character {text.index(chr(0))}", "text without NUL")
     if lone := _SURROGATE.search(text):
-        return refuse("lone surrogate", f"U+{ord(lone[0]):04X} at character {lone.start()}", "whole characters")
+        return refuse(
+            "lone surrogate", f"U+{ord(lone[0]):04X} at character {lone.start()}", "whole characters"
+        )
     if not text.strip():
         return refuse("empty text", repr(text[:20]), "some text")
     size = len(text.encode("utf-8"))
     if size > limits.max_text_bytes:
-        return refuse("text too large", f"{size:,} bytes", f"at most {limits.max_text_bytes:,} (limits.max_text_bytes)")
+        return refuse(
+            "text too large", f"{size:,} bytes", f"at most {limits.max_text_bytes:,} (limits.max_text_bytes)"
+        )
     others = {key: row.values.get(key) for key in (source.id, source.group, *source.metadata) if key}
     for key, value in others.items():
         if isinstance(value, str) and ("\x00" in value or _SURROGATE.search(value)):
@@ -209,27 +221,37 @@ class _SeenTexts:
         self._records, self._quarantine = records, quarantine
 
     def __enter__(self) -> "_SeenTexts":
-        self._file = tempfile.NamedTemporaryFile(prefix="countersign-ingest-", suffix=".sqlite")  # noqa: SIM115
+        self._file = tempfile.NamedTemporaryFile(prefix="countersign-ingest-", suffix=".sqlite")
         self._db = sqlite3.connect(self._file.name)
         self._db.executescript(
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;"
             "CREATE TABLE texts(sha TEXT PRIMARY KEY, record_id TEXT, copies INT) WITHOUT ROWID;"
             "CREATE TABLE ids(key TEXT PRIMARY KEY, sha TEXT, run INT) WITHOUT ROWID;"
+            "CREATE TABLE told(record_id TEXT PRIMARY KEY) WITHOUT ROWID;"  # of rows with an id of the source's own
             "CREATE TABLE refused(key TEXT PRIMARY KEY) WITHOUT ROWID;"
         )
-        columns = ["record_id", "source", "source_id", "text_sha256"]
+        columns = ["record_id", "source", "source_id", "text_sha256", "duplicate_of"]
         for _, frame in self._records.stream(columns):
+            # Parts are sorted by id, so a copy may come before its original: it names the original itself.
             self._db.executemany(
                 "INSERT INTO texts VALUES(?,?,1) ON CONFLICT(sha) DO UPDATE SET copies=copies+1",
-                frame.select("text_sha256", "record_id").iter_rows(),
+                frame.select("text_sha256", pl.coalesce("duplicate_of", "record_id")).iter_rows(),
             )
+            told = frame.filter(pl.col("source_id").is_not_null())
             self._db.executemany(
                 "INSERT OR IGNORE INTO ids VALUES(?,?,0)",
-                ((_id_key(s, i), sha) for _, s, i, sha in frame.select(columns).iter_rows() if i is not None),
+                (
+                    (_id_key(source, source_id), sha)
+                    for source, source_id, sha in told.select(
+                        "source", "source_id", "text_sha256"
+                    ).iter_rows()
+                ),
             )
+            self._db.executemany("INSERT OR IGNORE INTO told VALUES(?)", told.select("record_id").iter_rows())
         for _, frame in self._quarantine.stream(["source", "source_row", "raw"]):
             self._db.executemany(
-                "INSERT OR IGNORE INTO refused VALUES(?)", ((_refusal_key(*row),) for row in frame.iter_rows())
+                "INSERT OR IGNORE INTO refused VALUES(?)",
+                ((_refusal_key(*row),) for row in frame.iter_rows()),
             )
         self._run = 0
         return self
@@ -249,18 +271,26 @@ class _SeenTexts:
         for row in rows:
             sha, source_id = row["text_sha256"], row["source_id"]
             if source_id is not None:
-                earlier = self._db.execute("SELECT sha, run FROM ids WHERE key=?", (_id_key(name, source_id),)).fetchone()
+                earlier = self._db.execute(
+                    "SELECT sha, run FROM ids WHERE key=?", (_id_key(name, source_id),)
+                ).fetchone()
                 if earlier and earlier[0] != sha:
                     fresh.append(self._conflict(row, "duplicate id with different text", "one text an id"))
                     continue
                 if earlier and earlier[1] == self._run:
                     fresh.append(self._conflict(row, "repeated row", "each row once"))
                     continue
-                if earlier:
+                # Known rows are marked as met in this run too: an ingest that goes on after an interruption has to find
+                # the same repetitions as one that was not interrupted.
+                self._db.execute(
+                    "INSERT INTO ids VALUES(?,?,?) ON CONFLICT(key) DO UPDATE SET run=excluded.run",
+                    (_id_key(name, source_id), sha, self._run),
+                )
+                record_id = _record_id(source_id, sha, 0)
+                added = self._db.execute("INSERT OR IGNORE INTO told VALUES(?)", (record_id,)).rowcount
+                if earlier or not added:  # the same id and text from another file is the same record
                     known += 1
                     continue
-                self._db.execute("INSERT INTO ids VALUES(?,?,?)", (_id_key(name, source_id), sha, self._run))
-                record_id = _record_id(source_id, sha, 0)
             else:
                 copy = self._occurrences[sha]
                 self._occurrences[sha] += 1
@@ -271,7 +301,8 @@ class _SeenTexts:
                 record_id = _record_id(None, sha, copy)
             first = self._db.execute("SELECT record_id FROM texts WHERE sha=?", (sha,)).fetchone()
             self._db.execute(
-                "INSERT INTO texts VALUES(?,?,1) ON CONFLICT(sha) DO UPDATE SET copies=copies+1", (sha, record_id)
+                "INSERT INTO texts VALUES(?,?,1) ON CONFLICT(sha) DO UPDATE SET copies=copies+1",
+                (sha, record_id),
             )
             fresh.append({**row, "record_id": record_id, "duplicate_of": first[0] if first else None})
         return fresh, known
@@ -293,7 +324,8 @@ class _SeenTexts:
             row
             for row in rows
             if self._db.execute(
-                "INSERT OR IGNORE INTO refused VALUES(?)", (_refusal_key(row["source"], row["source_row"], row["raw"]),)
+                "INSERT OR IGNORE INTO refused VALUES(?)",
+                (_refusal_key(row["source"], row["source_row"], row["raw"]),),
             ).rowcount
         ]
 
@@ -320,11 +352,17 @@ def read_rows(path: Path, source: Source, limits: Limits) -> Iterator[SourceRow]
     """
     if not path.is_file():
         raise SourceError(
-            str(path), found="no such file", expected="a source file", next_step="Check sources[].path in project.yaml."
+            str(path),
+            found="no such file",
+            expected="a source file",
+            next_step="Check sources[].path in project.yaml.",
         )
     if path.stat().st_size == 0:
         raise SourceError(
-            str(path), found="an empty file", expected="at least one record", next_step="Check the export that made it."
+            str(path),
+            found="an empty file",
+            expected="at least one record",
+            next_step="Check the export that made it.",
         )
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".ndjson": _jsonl_rows, ".parquet": _parquet_rows}
     return readers[path.suffix.lower()](path, source, limits)
@@ -335,17 +373,21 @@ def _wanted(source: Source) -> list[str]:
 
 
 def _check_columns(path: Path, present: list[str], source: Source) -> None:
+    shown = ", ".join(present[:20]).encode("utf-8", "backslashreplace").decode("utf-8")[:500] or "none"
     for name in _wanted(source):
         if name not in present:
             raise SourceError(
                 f"{path}: column {name!r}",
-                found=f"columns {', '.join(present[:20]) or 'none'}",
+                found=f"columns {shown}",
                 expected=f"a column {name!r}",
                 next_step="Name the right column under sources[] in project.yaml.",
             )
         if present.count(name) > 1:
             raise SourceError(
-                f"{path}: column {name!r}", found="it twice", expected="it once", next_step="Rename one of the two."
+                f"{path}: column {name!r}",
+                found="it twice",
+                expected="it once",
+                next_step="Rename one of the two.",
             )
 
 
@@ -358,25 +400,72 @@ def _lines(file: BinaryIO, longest: int) -> Iterator[tuple[bytes, bool]]:
         yield line, cut
 
 
+class _RecordTooLong(Exception):
+    pass
+
+
+class _CsvLines:
+    """Lines for the CSV reader, with the size of the record at hand bounded.
+
+    A longer record is skipped to its end, by the parity of its quotes: the reader's own limit would stop in the middle
+    of a quoted cell and take the cell's next lines for rows.
+    """
+
+    def __init__(self, file: TextIO, longest: int) -> None:
+        self._file, self._longest = file, longest
+        self.start_record()
+
+    def start_record(self) -> None:
+        self._size = self._quotes = 0
+
+    def __iter__(self) -> "_CsvLines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(self._longest)
+        if not line:
+            raise StopIteration
+        self._size += len(line)
+        self._quotes += line.count('"')
+        if self._size < self._longest:
+            return line
+        while (self._quotes % 2 or not line.endswith(("\n", "\r"))) and (
+            line := self._file.readline(self._longest)
+        ):
+            self._size += len(line)
+            self._quotes += line.count('"')
+        raise _RecordTooLong(f"a row of {self._size:,} characters")
+
+
 def _csv_rows(path: Path, source: Source, limits: Limits) -> Iterator[SourceRow]:
     longest = limits.max_text_bytes * 2 + 65_536
     csv.field_size_limit(longest)
     with path.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, strict=True)
+        lines = _CsvLines(file, longest)
+        reader = csv.reader(lines, strict=True)
         try:
             header = next(reader)
-        except (csv.Error, StopIteration) as error:
+        except (csv.Error, StopIteration, _RecordTooLong) as error:
             raise SourceError(
-                str(path), found="no readable header line", expected="a CSV header", next_step="Save it as CSV again."
+                str(path),
+                found="no readable header line",
+                expected="a CSV header",
+                next_step="Save it as CSV again.",
             ) from error
         _check_columns(path, header, source)
         number = 0
         while True:
             number += 1
+            lines.start_record()
             try:
                 cells = next(reader)
             except StopIteration:
                 return
+            except _RecordTooLong as error:
+                yield SourceRow(
+                    number, None, "text too large", str(error), f"at most {longest:,} characters a row"
+                )
+                continue
             except csv.Error as error:
                 yield SourceRow(number, None, "broken CSV", str(error), "quoted cells of bounded size")
                 continue
@@ -391,14 +480,16 @@ def _csv_rows(path: Path, source: Source, limits: Limits) -> Iterator[SourceRow]
             elif _SURROGATE.search(joined):
                 at = _SURROGATE.search(joined)
                 assert at is not None
-                yield SourceRow(number, None, "invalid UTF-8", f"byte 0x{ord(at[0]) & 0xFF:02x}", "UTF-8", raw)
+                yield SourceRow(
+                    number, None, "invalid UTF-8", f"byte 0x{ord(at[0]) & 0xFF:02x}", "UTF-8", raw
+                )
             else:
                 yield SourceRow(number, dict(zip(header, cells, strict=True)), raw=raw)
 
 
 def _jsonl_rows(path: Path, source: Source, limits: Limits) -> Iterator[SourceRow]:
     longest = limits.max_text_bytes * 6 + 65_536  # every character may be spelled \\uXXXX
-    missing_everywhere = set(_wanted(source))
+    no_text_yet = True
     with path.open("rb") as file:
         number = 0
         for line, cut in _lines(file, longest):
@@ -409,20 +500,31 @@ def _jsonl_rows(path: Path, source: Source, limits: Limits) -> Iterator[SourceRo
                 line = line[3:]
             if cut:
                 yield SourceRow(
-                    number, None, "text too large", f"a line of over {longest:,} bytes", "shorter", line[:RAW_BYTES]
+                    number,
+                    None,
+                    "text too large",
+                    f"a line of over {longest:,} bytes",
+                    "shorter",
+                    line[:RAW_BYTES],
                 )
                 continue
             row = _json_row(number, line)
-            if row.values is not None:
-                missing_everywhere -= set(row.values)
+            if no_text_yet and row.values is not None:
+                no_text_yet = source.text not in row.values
+            if number == FIRST_LINES and no_text_yet:
+                raise _no_text_key(path, source)
             yield row
-        if number and source.text in missing_everywhere:
-            raise SourceError(
-                f"{path}: key {source.text!r}",
-                found="it on no line",
-                expected="a text on every line",
-                next_step="Name the right key under sources[].text in project.yaml.",
-            )
+        if number and no_text_yet:
+            raise _no_text_key(path, source)
+
+
+def _no_text_key(path: Path, source: Source) -> SourceError:
+    return SourceError(
+        f"{path}: key {source.text!r}",
+        found=f"it on none of the first {FIRST_LINES:,} lines",
+        expected="a text on every line",
+        next_step="Name the right key under sources[].text in project.yaml.",
+    )
 
 
 class _DuplicateKey(ValueError):
@@ -485,7 +587,9 @@ def _parquet_rows(path: Path, source: Source, limits: Limits) -> Iterator[Source
     metadata = file.metadata
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
-        if group.total_byte_size > 64 << 30 or group.total_byte_size > 5_000 * max(path.stat().st_size, 1 << 20):
+        if group.total_byte_size > 64 << 30 or group.total_byte_size > 5_000 * max(
+            path.stat().st_size, 1 << 20
+        ):
             raise SourceError(
                 str(path),
                 found=f"a row group that unpacks to {group.total_byte_size:,} bytes",
@@ -505,7 +609,9 @@ def _parquet_rows(path: Path, source: Source, limits: Limits) -> Iterator[Source
                     yield SourceRow(number, None, "invalid UTF-8", f"column {broken!r}", "UTF-8", raw)
                 else:
                     text = row.get(source.text)
-                    yield SourceRow(number, row, raw=text[:RAW_BYTES].encode() if isinstance(text, str) else b"")
+                    yield SourceRow(
+                        number, row, raw=text[:RAW_BYTES].encode() if isinstance(text, str) else b""
+                    )
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
             f"{path}, after row {number:,}",

@@ -29,7 +29,10 @@ def initialize(folder: Path, *, task: str, source: Path | None) -> list[Path]:
     target = folder / "project.yaml"
     if target.exists():
         raise ProjectError(
-            str(target), found="a project", expected="a new folder", next_step="Edit it, or choose another folder."
+            str(target),
+            found="a project",
+            expected="a new folder",
+            next_step="Edit it, or choose another folder.",
         )
     guess = _guess(source) if source is not None else {"text": "text", "id": None, "labels": []}
     text = _project_text(folder, task, source, guess)
@@ -59,7 +62,11 @@ def _columns(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
     if not names:
         return [], []
     source = Source(path=path.name, text=names[0], metadata=tuple(names[1:]))
-    rows = [dict(row.values) for row in islice(read_rows(path, source, Limits()), SAMPLE_ROWS) if row.values is not None]
+    rows = [
+        dict(row.values)
+        for row in islice(read_rows(path, source, Limits()), SAMPLE_ROWS)
+        if row.values is not None
+    ]
     return names, rows
 
 
@@ -69,7 +76,9 @@ def _guess(path: Path) -> dict[str, Any]:
     length = {name: sum(len(row.get(name) or "") for row in rows) for name in strings}
     text = next((name for name in names if name.lower() in _TEXT_NAMES and name in strings), None)
     text = text or max(strings, key=lambda name: length[name], default="text")
-    unique = [name for name in names if name != text and len({str(row.get(name)) for row in rows}) == len(rows)]
+    unique = [
+        name for name in names if name != text and len({str(row.get(name)) for row in rows}) == len(rows)
+    ]
     identifier = next((name for name in unique if name.lower() in _ID_NAMES), None)
     labels: list[str] = []
     for name in sorted(strings, key=lambda name: name.lower() not in _LABEL_NAMES):
@@ -83,14 +92,20 @@ def _guess(path: Path) -> dict[str, Any]:
 def _project_text(folder: Path, task: str, source: Path | None, guess: dict[str, Any]) -> str:
     path = str(source.resolve()) if source is not None else "records.csv"
     labels = guess["labels"] or ["first label", "second label"]
-    rows = "" if task == "pairs" else "\n".join(
-        ["  labels:"]
-        + [
-            f"    - name: {json.dumps(label, ensure_ascii=False)}\n      definition: \"\"      # one sentence an annotator can apply"
-            for label in labels
-        ]
+    rows = (
+        ""
+        if task == "pairs"
+        else "\n".join(
+            ["  labels:"]
+            + [
+                f'    - name: {json.dumps(label, ensure_ascii=False)}\n      definition: ""      # one sentence an annotator can apply'
+                for label in labels
+            ]
+        )
     )
-    name = "".join(char if char.isalnum() and char.isascii() else "-" for char in folder.resolve().name.lower()).strip("-")
+    name = "".join(
+        char if char.isalnum() and char.isascii() else "-" for char in folder.resolve().name.lower()
+    ).strip("-")
     identifier = json.dumps(guess["id"], ensure_ascii=False) if guess["id"] else "null"
     return f"""# yaml-language-server: $schema=./project.schema.json
 version: 1
@@ -130,5 +145,7 @@ seed: 20260101
 
 
 def _guideline(labels: list[str]) -> str:
-    parts = [f"## {label}\n\nWhat it is. What it is not. One example.\n" for label in labels or ["first label"]]
+    parts = [
+        f"## {label}\n\nWhat it is. What it is not. One example.\n" for label in labels or ["first label"]
+    ]
     return "# Guideline\n\nOne label for every record. Read the whole record first.\n\n" + "\n".join(parts)

@@ -43,9 +43,15 @@ class Lesson:
 def lesson(project: Project, folder: ProjectFolder, settled: Mapping[str, Any]) -> Lesson:
     """What may be learned from: settled labels outside the slice."""
     kept_away = set(read_json(folder.round(1).slice)["slice"])
-    ids = sorted(record_id for record_id, value in settled.items() if value is not None and record_id not in kept_away)
+    ids = sorted(
+        record_id for record_id, value in settled.items() if value is not None and record_id not in kept_away
+    )
     texts = dict(rows_of(project, folder, ids, ["text"]).select("record_id", "text").iter_rows())
-    return Lesson(tuple(ids), tuple(texts[record_id] for record_id in ids), tuple(settled[record_id] for record_id in ids))
+    return Lesson(
+        tuple(ids),
+        tuple(texts[record_id] for record_id in ids),
+        tuple(settled[record_id] for record_id in ids),
+    )
 
 
 def make_plan(
@@ -96,7 +102,10 @@ def _prompt_trials(
     if project.prompts.exemplars and not in_use.exemplars and used["template_source"]:
         exemplars = balanced_exemplars(known, project.label_schema.names, project.prompts.exemplars)
         with_exemplars = bind(in_use.template, project, in_use.codes, exemplars)
-        if (with_exemplars.prefix, with_exemplars.cue) != (in_use.prefix, in_use.cue):  # a template may show none
+        if (with_exemplars.prefix, with_exemplars.cue) != (
+            in_use.prefix,
+            in_use.cue,
+        ):  # a template may show none
             trials.append(with_exemplars)
     return in_use, trials
 
@@ -177,7 +186,14 @@ def _right(
     engine.warm(engine.tokenize(prompt.prefix))
     records = ((known.ids[index], known.texts[index]) for index in rows)
     for _ in score_missing(
-        engine, prompt, store, records, project=project, folder=folder, known=store.known(), on_record=on_record
+        engine,
+        prompt,
+        store,
+        records,
+        project=project,
+        folder=folder,
+        known=store.known(),
+        on_record=on_record,
     ):
         pass
     scores, _ = store.matrix([known.ids[index] for index in rows])
@@ -226,8 +242,10 @@ def _learned(
     scores, mass = store.matrix(known.ids)
     if scores.shape[1] != len(labels):
         scores = np.full((len(known.ids), len(labels)), np.nan)
-    have = np.isfinite(scores).all(axis=1)
-    every = np.array(store.rows(["log_probs"])["log_probs"].to_list(), dtype=np.float64).reshape(-1, len(labels))
+    have: npt.NDArray[np.bool_] = np.asarray(np.isfinite(scores).all(axis=1), dtype=np.bool_)
+    every = np.array(store.rows(["log_probs"])["log_probs"].to_list(), dtype=np.float64).reshape(
+        -1, len(labels)
+    )
     strength, words = 1.0, []
     if len(every) and have.sum() >= 2:
         together = np.concatenate([scores[have], every])
@@ -238,7 +256,9 @@ def _learned(
     base = base.model_copy(update={"strength": strength, "sentences": tuple(words)})
     if vectors is None or len(known.ids) < STACK_FROM or len(set(known.labels)) < 2:
         return base.model_copy(
-            update={"sentences": (*words, f"No student: {len(known.ids)} reviewed records (needs {STACK_FROM}).")}
+            update={
+                "sentences": (*words, f"No student: {len(known.ids)} reviewed records (needs {STACK_FROM}).")
+            }
         )
     suggester = Suggester(project, base, store, None)
     llm = np.full(scores.shape, np.nan)
@@ -286,7 +306,11 @@ def slice_accuracy(
 
     Records whose reply was unusable count as wrong; records people found not labellable do not count.
     """
-    drawn = [record_id for record_id in read_json(folder.round(1).slice)["slice"] if settled.get(record_id) is not None]
+    drawn = [
+        record_id
+        for record_id in read_json(folder.round(1).slice)["slice"]
+        if settled.get(record_id) is not None
+    ]
     right = _slice_right(project, folder, number, drawn, settled)
     interval = wilson(int(right.sum()), len(right))
     result: dict[str, Any] = {

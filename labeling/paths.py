@@ -136,7 +136,9 @@ def home() -> Path:
     `COUNTERSIGN_HOME` says where; otherwise `.cache/countersign` beside the code, which git ignores.
     """
     named = os.environ.get("COUNTERSIGN_HOME")
-    return Path(named).resolve() if named else Path(__file__).resolve().parent.parent / ".cache" / "countersign"
+    return (
+        Path(named).resolve() if named else Path(__file__).resolve().parent.parent / ".cache" / "countersign"
+    )
 
 
 def models() -> Path:

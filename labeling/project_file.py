@@ -24,7 +24,7 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", event.start_mark)
         return super().compose_node(parent, index)
 
@@ -33,7 +33,9 @@ class _PlainLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is not text", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", key_node.start_mark)
             seen.add(key)
@@ -72,7 +74,10 @@ def parse_project(raw: bytes, name: str) -> Project:
         data = yaml.load(raw.decode("utf-8"), Loader=_PlainLoader)  # noqa: S506 (a SafeLoader made stricter)
     except UnicodeDecodeError as error:
         raise ProjectError(
-            name, found=f"byte {error.start} is no UTF-8", expected="UTF-8 text", next_step="Save the file as UTF-8."
+            name,
+            found=f"byte {error.start} is no UTF-8",
+            expected="UTF-8 text",
+            next_step="Save the file as UTF-8.",
         ) from error
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
         # PyYAML lets its own conversions fall through: `2024-13-45` and `!!int x` are ValueErrors, `!!bool x` a KeyError.
@@ -112,7 +117,9 @@ def _first_causes(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
         entry
         for entry in entries
         if entry["type"] != "too_short"
-        or not any(len(path) > len(entry["loc"]) and path[: len(entry["loc"])] == entry["loc"] for path in paths)
+        or not any(
+            len(path) > len(entry["loc"]) and path[: len(entry["loc"])] == entry["loc"] for path in paths
+        )
     ]
 
 
@@ -129,7 +136,9 @@ def _problem(name: str, entry: Mapping[str, Any]) -> LabelingError:
             next_step=f"Remove or rename {path!r}; `countersign init` writes a file with every key explained.",
         )
     if kind == "missing":
-        return ProjectError(f"{name}: {path}", found="nothing", expected="a value", next_step=f"Add the key {path!r}.")
+        return ProjectError(
+            f"{name}: {path}", found="nothing", expected="a value", next_step=f"Add the key {path!r}."
+        )
     message = entry["msg"].removeprefix("Value error, ")
     return ProjectError(f"{name}: {path}", found=shown, expected=message, next_step=f"Change {path!r}.")
 

@@ -134,7 +134,8 @@ def bind(
     context = {
         "instruction": project.label_schema.instruction,
         "labels": [
-            {"name": code.label, "shown": shown[code.label], "definition": definitions[code.label]} for code in codes
+            {"name": code.label, "shown": shown[code.label], "definition": definitions[code.label]}
+            for code in codes
         ],
         "exemplars": [{"text": item.text, "shown": shown[item.label]} for item in exemplars],
         "text": _MARK,
@@ -170,7 +171,9 @@ def label_codes(
     Raises:
         PromptFileError: the tokenizer has too few single-token codes for this many labels.
     """
-    words = [LabelCode(label.name, text := f" {label.word or label.name}", token_ids(text)[0]) for label in labels]
+    words = [
+        LabelCode(label.name, text := f" {label.word or label.name}", token_ids(text)[0]) for label in labels
+    ]
     if style != "letters" and len({code.token_id for code in words}) == len(words):
         return tuple(words)
     if style == "words":

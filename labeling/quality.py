@@ -8,8 +8,21 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from labeling.agreement import Agreement, cohen_kappa, fleiss_kappa, krippendorff_alpha, pairwise_matrix, raw_agreement
-from labeling.calibration import confidence_brier, confidence_log_loss, correctness_auroc, reliability_bins, risk_coverage
+from labeling.agreement import (
+    Agreement,
+    cohen_kappa,
+    fleiss_kappa,
+    krippendorff_alpha,
+    pairwise_matrix,
+    raw_agreement,
+)
+from labeling.calibration import (
+    confidence_brier,
+    confidence_log_loss,
+    correctness_auroc,
+    reliability_bins,
+    risk_coverage,
+)
 from labeling.consensus import majority
 from labeling.database import rounds
 from labeling.database.connection import Database
@@ -44,7 +57,9 @@ def measure_agreement(project: Project, annotations: pl.DataFrame) -> dict[str, 
     figures: list[Agreement] = [raw_agreement(said, seed=project.seed)]
     figures.append(krippendorff_alpha(said, distance=kind.distance, seed=project.seed))
     if kind.one_token:
-        figures.append(cohen_kappa(said, seed=project.seed) if raters == 2 else fleiss_kappa(said, seed=project.seed))
+        figures.append(
+            cohen_kappa(said, seed=project.seed) if raters == 2 else fleiss_kappa(said, seed=project.seed)
+        )
     matrix = pairwise_matrix(said)
     return {
         "records": counts.height,
@@ -75,7 +90,11 @@ def opinions(annotations: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
 
 
 def gold_rows(
-    annotations: pl.DataFrame, adjudications: Mapping[str, Mapping[str, Any]], *, number: int, confidence: Mapping[str, float]
+    annotations: pl.DataFrame,
+    adjudications: Mapping[str, Mapping[str, Any]],
+    *,
+    number: int,
+    confidence: Mapping[str, float],
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Settled labels, and the records that no majority settles and no adjudicator has."""
     rows, open_disputes = [], []
@@ -112,7 +131,10 @@ def gold_rows(
 
 
 def dispute_reasons(
-    project: Project, annotations: pl.DataFrame, findings: Sequence[Mapping[str, Any]], most_share: float = 0.05
+    project: Project,
+    annotations: pl.DataFrame,
+    findings: Sequence[Mapping[str, Any]],
+    most_share: float = 0.05,
 ) -> dict[str, str]:
     """Which records go back to an adjudicator, and the sentence that says why: those people disagree on first, then
     the strongest other findings, up to a share of the round's records."""
@@ -121,7 +143,11 @@ def dispute_reasons(
         if len({canonical_json(decision["value"]) for decision in decisions}) > 1:
             reasons[record_id] = "Annotators labelled this record differently."
     budget = round(most_share * annotations["record_id"].n_unique())
-    suspicious = [finding for finding in findings if finding["record_id"] is not None and finding["kind"] != "annotator_disagreement"]
+    suspicious = [
+        finding
+        for finding in findings
+        if finding["record_id"] is not None and finding["kind"] != "annotator_disagreement"
+    ]
     for finding in sorted(suspicious, key=lambda entry: -(entry["score"] or 0.0)):
         if budget <= 0:
             break
@@ -132,7 +158,12 @@ def dispute_reasons(
 
 
 def start_quality(
-    project: Project, folder: ProjectFolder, db: Database, number: int, annotations: pl.DataFrame, vectors: Vectors | None
+    project: Project,
+    folder: ProjectFolder,
+    db: Database,
+    number: int,
+    annotations: pl.DataFrame,
+    vectors: Vectors | None,
 ) -> dict[str, Any]:
     """Agreement and findings of a signed round; disputes go to an adjudicator. Called again, it changes nothing."""
     if not folder.round(number).agreement.is_file():
@@ -163,16 +194,22 @@ def _finding_row(number: int, entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def settle(project: Project, folder: ProjectFolder, db: Database, number: int, annotations: pl.DataFrame) -> dict[str, Any]:
+def settle(
+    project: Project, folder: ProjectFolder, db: Database, number: int, annotations: pl.DataFrame
+) -> dict[str, Any]:
     """Writes gold and the figures of the round, and closes it. Every dispute must be settled by then."""
     judged = {
-        row["record_id"]: row for row in decisions_of_round(db, number) if row["purpose"] == Purpose.RECHECK.value
+        row["record_id"]: row
+        for row in decisions_of_round(db, number)
+        if row["purpose"] == Purpose.RECHECK.value
     }
     confidence = dict(load_suggestions(project, folder, number, ["record_id", "confidence"]).iter_rows())
     rows, still_open = gold_rows(annotations, judged, number=number, confidence=confidence)
     if still_open:
         rounds.start_adjudication(
-            db, number, {record_id: "Annotators labelled this record differently." for record_id in still_open}
+            db,
+            number,
+            dict.fromkeys(still_open, "Annotators labelled this record differently."),
         )
         return {"missing": rounds.missing(db, number)}
     table = Table(folder.round(number).gold, tables.gold(project.label_schema.task))
@@ -185,7 +222,9 @@ def settle(project: Project, folder: ProjectFolder, db: Database, number: int, a
     return {"missing": [], "figures": figures}
 
 
-def round_figures(project: Project, folder: ProjectFolder, number: int, annotations: pl.DataFrame) -> dict[str, Any]:
+def round_figures(
+    project: Project, folder: ProjectFolder, number: int, annotations: pl.DataFrame
+) -> dict[str, Any]:
     """What a round came to: accuracy on the slice, confidence against outcomes, how labels were settled."""
     gold = settled_values(project, folder, number + 1)
     suggestions = load_suggestions(project, folder, number, ["record_id", "value", "confidence"])
@@ -197,9 +236,12 @@ def round_figures(project: Project, folder: ProjectFolder, number: int, annotati
     judged = judged.filter(pl.Series([gold[r] is not None for r in judged["record_id"]], dtype=pl.Boolean))
     confidence = judged["confidence"].to_numpy().astype(np.float64)
     right = np.array(
-        [value == gold[record_id] for record_id, value in judged.select("record_id", "value").iter_rows()], dtype=np.bool_
+        [value == gold[record_id] for record_id, value in judged.select("record_id", "value").iter_rows()],
+        dtype=np.bool_,
     )
-    assisted = annotations.filter((pl.col("seen") == "assisted") & pl.col("action").is_in(["accept", "correct"]))
+    assisted = annotations.filter(
+        (pl.col("seen") == "assisted") & pl.col("action").is_in(["accept", "correct"])
+    )
     mine = Table(folder.round(number).gold, tables.gold(project.label_schema.task)).read()
     return {
         "round": number,

@@ -29,7 +29,9 @@ def record_ids(project: Project, folder: ProjectFolder) -> list[str]:
     return ids
 
 
-def stream_records(project: Project, folder: ProjectFolder, columns: Sequence[str]) -> Iterator[tuple[Part, pl.DataFrame]]:
+def stream_records(
+    project: Project, folder: ProjectFolder, columns: Sequence[str]
+) -> Iterator[tuple[Part, pl.DataFrame]]:
     """Records to be labelled, part by part."""
     wanted = list(dict.fromkeys(["record_id", *columns, "duplicate_of"]))
     for part, frame in records_table(project, folder).stream(wanted):
@@ -41,7 +43,9 @@ def texts_of(project: Project, folder: ProjectFolder, wanted: Collection[str]) -
     return dict(rows_of(project, folder, wanted, ["text"]).select("record_id", "text").iter_rows())
 
 
-def rows_of(project: Project, folder: ProjectFolder, wanted: Collection[str], columns: Sequence[str]) -> pl.DataFrame:
+def rows_of(
+    project: Project, folder: ProjectFolder, wanted: Collection[str], columns: Sequence[str]
+) -> pl.DataFrame:
     """The wanted records, in no particular order.
 
     Raises:
@@ -67,10 +71,16 @@ def rows_of(project: Project, folder: ProjectFolder, wanted: Collection[str], co
 
 
 def embed_missing(
-    project: Project, folder: ProjectFolder, embedder: Embedder, *, progress: Callable[[int], None] | None = None
+    project: Project,
+    folder: ProjectFolder,
+    embedder: Embedder,
+    *,
+    progress: Callable[[int], None] | None = None,
 ) -> int:
     """Computes the vectors that are not there yet, once per record; returns how many."""
-    table = Table(folder.embeddings(embedder.model_id), tables.embeddings(project.label_schema.task, embedder.width))
+    table = Table(
+        folder.embeddings(embedder.model_id), tables.embeddings(project.label_schema.task, embedder.width)
+    )
     have = set(table.read(["record_id"])["record_id"].to_list()) if table.exists else set()
     added = 0
     for _, frame in stream_records(project, folder, ["text"]):
@@ -109,7 +119,10 @@ class Vectors:
             return None
         table = Table(matching[-1], tables.embeddings(project.label_schema.task))
         frame = table.read(["record_id", "vector"])
-        return cls(frame["record_id"].to_list(), frame["vector"].to_numpy().astype(np.float32).reshape(frame.height, -1))
+        return cls(
+            frame["record_id"].to_list(),
+            frame["vector"].to_numpy().astype(np.float32).reshape(frame.height, -1),
+        )
 
     def of(self, record_ids: Sequence[str]) -> npt.NDArray[np.float32]:
         """(n, d) rows in the order asked for."""

@@ -12,24 +12,20 @@ from typing import Any
 import httpx
 
 from schemas.errors import QueueError
-from schemas.values import Value, canonical_json
+from schemas.values import Value, canonical_json, content_hash
 
 PREFETCH = 10
-PASSWORD_BYTES = 18
 
 
 class SimulatedPerson:
-    """One account of the review app, worked by a program.
-
-    Args:
-        url: Address of the review app.
-        answers: What this person believes, by the record's text hash or id, as `key` finds it.
-    """
+    """One account of the review app, made from an invitation and worked by a program."""
 
     def __init__(self, url: str, *, name: str, invitation: str, password: str) -> None:
         self.name = name
         self._http = httpx.Client(base_url=url, timeout=60, trust_env=False)
-        session = self._call("POST", "/api/invitation", {"token": invitation, "name": name, "password": password})
+        session = self._call(
+            "POST", "/api/invitation", {"token": invitation, "name": name, "password": password}
+        )
         self._http.headers["x-csrf-token"] = session["csrf"]
 
     def _call(self, method: str, route: str, body: object | None = None) -> Any:
@@ -58,10 +54,9 @@ class SimulatedPerson:
 
         Args:
             answer: What this person says about a record id.
-            seed: Decides the keys and nothing else.
+            seed: Goes into the idempotency keys and nothing else.
             on_decision: Called after each durable decision.
         """
-        keys = random.Random(f"{seed}-{self.name}")  # noqa: S311 (idempotency keys, no secret)
         count = 0
         while items := self._call("GET", f"/api/next?count={PREFETCH}")["items"]:
             for item in items:
@@ -74,7 +69,7 @@ class SimulatedPerson:
                     "/api/decisions",
                     {
                         "assignment_id": item["assignment_id"],
-                        "idempotency_key": f"sim-{keys.getrandbits(80):020x}",
+                        "idempotency_key": self._key(seed, item["assignment_id"], item["version"]),
                         "expected_version": item["version"],
                         "action": "accept" if same else "correct",
                         "value": value,
@@ -88,7 +83,6 @@ class SimulatedPerson:
 
     def adjudicate_all(self, answer: Callable[[str], Value], *, seed: int) -> int:
         """Settles every open dispute; returns how many."""
-        keys = random.Random(f"{seed}-{self.name}-disputes")  # noqa: S311
         count = 0
         while disputes := self._call("GET", "/api/disputes")["disputes"]:
             for dispute in disputes:
@@ -100,11 +94,15 @@ class SimulatedPerson:
                         "record_id": dispute["record_id"],
                         "value": answer(dispute["record_id"]),
                         "expected_version": dispute["version"],
-                        "idempotency_key": f"sim-{keys.getrandbits(80):020x}",
+                        "idempotency_key": self._key(seed, dispute["round"], dispute["record_id"]),
                     },
                 )
                 count += 1
         return count
+
+    def _key(self, *parts: object) -> str:
+        """The same decision sent again carries the same key, a different one never does."""
+        return "sim-" + content_hash([self.name, *map(str, parts)])[:32]
 
     def close(self) -> None:
         """Ends the connection."""
@@ -118,7 +116,7 @@ def erring(
 
     def answer(record_id: str) -> Value:
         value = truth[record_id]
-        dice = random.Random(f"{seed}-{name}-{record_id}")  # noqa: S311
+        dice = random.Random(f"{seed}-{name}-{record_id}")
         if error_share and dice.random() < error_share and isinstance(value, str):
             return dice.choice([label for label in labels if label != value])
         return value

@@ -59,11 +59,15 @@ PROVENANCE = pa.schema(
 def settled(project: Project, folder: ProjectFolder, rounds_closed: int) -> pl.DataFrame:
     """Gold of all closed rounds; a record is settled once."""
     task = project.label_schema.task
-    frames = [Table(folder.round(number).gold, tables.gold(task)).read() for number in range(1, rounds_closed + 1)]
+    frames = [
+        Table(folder.round(number).gold, tables.gold(task)).read() for number in range(1, rounds_closed + 1)
+    ]
     return pl.concat(frames).unique("record_id", keep="last", maintain_order=True).sort("record_id")
 
 
-def export_release(project: Project, folder: ProjectFolder, db: Database, number: int) -> tuple[Path, dict[str, Any]]:
+def export_release(
+    project: Project, folder: ProjectFolder, db: Database, number: int
+) -> tuple[Path, dict[str, Any]]:
     """Builds, checks and writes the release after round `number` (release v<number>).
 
     Returns:
@@ -84,7 +88,9 @@ def export_release(project: Project, folder: ProjectFolder, db: Database, number
     checks = check({"records": table, "provenance": provenance, "summary": summary}, rules)
     broken = [outcome for outcome in checks if outcome.critical and outcome.state != "passed"]
     if broken:
-        write_json(folder.round(number).root / "blocked.json", {"checks": [outcome.as_dict() for outcome in checks]})
+        write_json(
+            folder.round(number).root / "blocked.json", {"checks": [outcome.as_dict() for outcome in checks]}
+        )
         raise _blocked(number, broken)
     everything = len(record_ids(project, folder))
     counts = {
@@ -127,7 +133,9 @@ def _tables(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     kind = task_type(project)
     columns = ["source", "source_row", "source_id", "text", "text_sha256", "char_count", "group"]
-    rows = labelled.join(rows_of(project, folder, labelled["record_id"].to_list(), columns), on="record_id").sort("record_id")
+    rows = labelled.join(
+        rows_of(project, folder, labelled["record_id"].to_list(), columns), on="record_id"
+    ).sort("record_id")
     ids, texts = rows["record_id"].to_list(), rows["text"].to_list()
     groups = near_duplicate_groups(texts, ids, threshold=project.quality.near_duplicate)
     groups = _with_source_groups(groups, dict(rows.select("record_id", "group").iter_rows()))
@@ -146,9 +154,12 @@ def _tables(
     group = pl.Series("near_group", [groups[record_id] for record_id in ids], dtype=pl.String)
     known = set(kind.labels)
     illegal = [
-        sum(part not in known for part in kind.parts(value)) if kind.labels else 0 for value in rows["value"].to_list()
+        sum(part not in known for part in kind.parts(value)) if kind.labels else 0
+        for value in rows["value"].to_list()
     ]
-    table = rows.with_columns(split, group, pl.Series("illegal_labels", illegal, dtype=pl.Int64)).with_columns(
+    table = rows.with_columns(
+        split, group, pl.Series("illegal_labels", illegal, dtype=pl.Int64)
+    ).with_columns(
         pl.col("split").n_unique().over("near_group").alias("splits_of_group"),
         pl.col("text").str.len_chars().alias("text_length"),
         pl.col("value").map_elements(canonical_json, return_dtype=pl.String).alias("value_json")
@@ -157,8 +168,17 @@ def _tables(
     )
     provenance = _provenance(project, folder, number, table, annotations)
     checked = table.select(
-        "record_id", "how", pl.col("value_json").alias("value"), "illegal_labels", "text_length", "text_sha256", "split",
-        "splits_of_group", "near_group", "text", pl.col("value").alias("raw_value"),
+        "record_id",
+        "how",
+        pl.col("value_json").alias("value"),
+        "illegal_labels",
+        "text_length",
+        "text_sha256",
+        "split",
+        "splits_of_group",
+        "near_group",
+        "text",
+        pl.col("value").alias("raw_value"),
     )
     return checked, provenance
 
@@ -250,7 +270,7 @@ def _provenance(
                 "rehearsal": gold[record_id]["rehearsal"],
             }
         )
-    frame = pl.from_arrow(pa.Table.from_pylist(rows, PROVENANCE))
+    frame: pl.DataFrame | pl.Series = pl.from_arrow(pa.Table.from_pylist(rows, PROVENANCE))
     assert isinstance(frame, pl.DataFrame)
     return frame
 
@@ -261,13 +281,19 @@ def _summary(project: Project, labelled: pl.DataFrame) -> pl.DataFrame:
     parts = [part for value in labelled["value"].to_list() for part in set(kind.parts(value))]
     shares = {f"share of {label}": parts.count(label) / total for label in project.label_schema.names}
     automatic = int((labelled["how"] == "automatic").sum()) / total
-    return pl.DataFrame({"auto_accepted_share": [automatic], **{name: [share] for name, share in shares.items()}})
+    return pl.DataFrame(
+        {"auto_accepted_share": [automatic], **{name: [share] for name, share in shares.items()}}
+    )
 
 
 def _blocked(number: int, broken: list[Check]) -> ReleaseBlocked:
     told = "; ".join(
         f"{outcome.meaning}: {outcome.state}"
-        + (f", {outcome.found} records, for example {', '.join(outcome.record_ids[:5])}" if outcome.found else "")
+        + (
+            f", {outcome.found} records, for example {', '.join(outcome.record_ids[:5])}"
+            if outcome.found
+            else ""
+        )
         + (f" ({outcome.detail})" if outcome.detail else "")
         for outcome in broken
     )
@@ -300,11 +326,18 @@ def _write(
             rows = table.filter(pl.col("split") == split).sort("record_id")
             _write_data(project, scratch / "data" / f"{split}.parquet", rows, kind)
         (scratch / "data").mkdir(exist_ok=True)
-        pq.write_table(provenance.to_arrow().cast(PROVENANCE), scratch / "provenance.parquet", compression="zstd")
-        write_json(scratch / "validation.json", {"success": True, "checks": [outcome.as_dict() for outcome in checks]})
+        pq.write_table(
+            provenance.to_arrow().cast(PROVENANCE), scratch / "provenance.parquet", compression="zstd"
+        )
+        write_json(
+            scratch / "validation.json",
+            {"success": True, "checks": [outcome.as_dict() for outcome in checks]},
+        )
         write_bytes(scratch / "report.html", folder.round(number).report.read_bytes())
         files = sorted(path for path in scratch.rglob("*") if path.is_file())
-        write_json(scratch / "croissant.json", croissant(project, facts, {p: sha256_of(p) for p in files}, scratch))
+        write_json(
+            scratch / "croissant.json", croissant(project, facts, {p: sha256_of(p) for p in files}, scratch)
+        )
         write_bytes(scratch / "README.md", dataset_card(project, facts).encode())
         files = sorted(path for path in scratch.rglob("*") if path.is_file())
         manifest = {
@@ -354,7 +387,11 @@ def _export_names(project: Project) -> tuple[str, ...]:
 def dataset_card(project: Project, facts: Mapping[str, Any]) -> str:
     """README.md of a release, in the layout that dataset hubs read."""
     counts = facts["counts"]
-    stamp = "\n> **Rehearsal.** The labels were set by simulated annotators. Do not train on this.\n" if facts["rehearsal"] else ""
+    stamp = (
+        "\n> **Rehearsal.** The labels were set by simulated annotators. Do not train on this.\n"
+        if facts["rehearsal"]
+        else ""
+    )
     labels = "\n".join(f"- **{label.name}**: {label.definition}" for label in project.label_schema.labels)
     hows = ", ".join(f"{count} {how}" for how, count in counts["by_how"].items())
     splits = "".join(f"  - split: {split}\n    path: data/{split}.parquet\n" for split in SPLITS)
@@ -384,7 +421,9 @@ near-duplicates and records of one source document share a split.
 """
 
 
-def croissant(project: Project, facts: Mapping[str, Any], digests: Mapping[Path, str], root: Path) -> dict[str, Any]:
+def croissant(
+    project: Project, facts: Mapping[str, Any], digests: Mapping[Path, str], root: Path
+) -> dict[str, Any]:
     """Croissant JSON-LD (mlcommons.org/croissant/1.0) of a release."""
     objects = [
         {

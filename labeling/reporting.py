@@ -55,7 +55,11 @@ def report_figures(project: Project, folder: ProjectFolder, db: Database, number
                 "figure": _share(here["accepted"], here["assisted"]),
                 "note": f"{here['accepted']} of {here['assisted']} shown",
             },
-            {"label": "Decisions by people", "figure": {"value": float(here["human_labels"])}, "kind": "count"},
+            {
+                "label": "Decisions by people",
+                "figure": {"value": float(here["human_labels"])},
+                "kind": "count",
+            },
             {
                 "label": "Accepted without a person",
                 "figure": {"value": 0.0},
@@ -63,16 +67,22 @@ def report_figures(project: Project, folder: ProjectFolder, db: Database, number
                 "note": "not available in this version",
             },
         ],
-        accuracy_by_round=[{"round": past["round"], **_figure(past["accuracy"])} for past in history],
-        classes=[{"label": label, "count": counts.get(label, 0), "auto_accepted": 0} for label in project.label_schema.names],
+        accuracy_by_round=[_of_round(past) for past in history],
+        classes=[
+            {"label": label, "count": counts.get(label, 0), "auto_accepted": 0}
+            for label in project.label_schema.names
+        ],
         calibration={
             "log_loss": _metric(here["calibrated"]["log_loss"]),
             "brier": _metric(here["calibrated"]["brier"]),
             "auroc": _metric(here["calibrated"]["auroc"]),
             "reliability": [
-                {"mean_confidence": row["mean_confidence"], "right": row["right"]} for row in here["reliability"]
+                {"mean_confidence": row["mean_confidence"], "right": row["right"]}
+                for row in here["reliability"]
             ],
-            "risk_coverage": [{"coverage": row["coverage"], "risk": row["risk"]} for row in here["risk_coverage"]],
+            "risk_coverage": [
+                {"coverage": row["coverage"], "risk": row["risk"]} for row in here["risk_coverage"]
+            ],
         },
         confusion=_confusion(project, folder, number),
         agreement=[_agreement(row) for row in agreement["measures"]],
@@ -84,7 +94,9 @@ def report_figures(project: Project, folder: ProjectFolder, db: Database, number
         ],
         findings=[
             {key: row[key] for key in ("record_id", "kind", "score", "sentence", "evidence")}  # type: ignore[misc]
-            for row in Table(folder.round(number).findings, tables.findings(task)).read().iter_rows(named=True)
+            for row in Table(folder.round(number).findings, tables.findings(task))
+            .read()
+            .iter_rows(named=True)
         ],
     )
     return result
@@ -106,7 +118,15 @@ def _summary(here: dict[str, Any]) -> list[str]:
 
 def _figure(entry: dict[str, Any]) -> Any:
     figure = {key: entry[key] for key in ("value", "low", "high", "n")}
-    return figure if figure["value"] is not None else {**figure, "undefined_because": "no reviewed records in the slice"}
+    return (
+        figure
+        if figure["value"] is not None
+        else {**figure, "undefined_because": "no reviewed records in the slice"}
+    )
+
+
+def _of_round(past: dict[str, Any]) -> Any:
+    return {"round": past["round"], **_figure(past["accuracy"])}
 
 
 def _share(part: int, whole: int) -> Any:

@@ -23,11 +23,15 @@ CONFIDENCE_SHOWN_FROM = 100  # reviewed records, below which a confidence is "no
 ACTOR = "flow"
 
 
-def queue_sample(project: Project, folder: ProjectFolder, db: Database, sample: Sequence[str], *, rehearsal: bool) -> None:
+def queue_sample(
+    project: Project, folder: ProjectFolder, db: Database, sample: Sequence[str], *, rehearsal: bool
+) -> None:
     """Puts the setup sample before people: blind, in random order."""
     rounds.open_round(db, 1, state=RoundState.SAMPLING, rehearsal=rehearsal, actor=ACTOR)
     items = [
-        QueueItem(record_id=record_id, purpose=Purpose.SAMPLE, seen=Seen.BLIND, priority=2.0 - rank / len(sample))
+        QueueItem(
+            record_id=record_id, purpose=Purpose.SAMPLE, seen=Seen.BLIND, priority=2.0 - rank / len(sample)
+        )
         for rank, record_id in enumerate(sample)
     ]
     texts = texts_of(project, folder, sample)
@@ -61,12 +65,20 @@ def draw_slice(project: Project, folder: ProjectFolder, taken: Collection[str]) 
     ids = [record_id for record_id in record_ids(project, folder) if record_id not in set(taken)]
     seed = project.seed + 1
     drawn = simple_random_sample(ids, min(project.review.blind_slice, len(ids)), seed)
-    write_json(path, {"population": len(ids), "seed": seed, "slice": drawn, "method": "first by SHA-256(seed|id)"})
+    write_json(
+        path, {"population": len(ids), "seed": seed, "slice": drawn, "method": "first by SHA-256(seed|id)"}
+    )
     return drawn
 
 
 def open_review(
-    project: Project, folder: ProjectFolder, db: Database, number: int, vectors: Vectors | None, *, rehearsal: bool
+    project: Project,
+    folder: ProjectFolder,
+    db: Database,
+    number: int,
+    vectors: Vectors | None,
+    *,
+    rehearsal: bool,
 ) -> int:
     """Fills the queue of a round; returns how many records are in it. Called again, it changes nothing.
 
@@ -115,10 +127,14 @@ def _choose(
     order = {record_id: rank for rank, record_id in enumerate(chosen)}
     everyone = [*chosen, *blind]
     several = set(
-        simple_random_sample(everyone, round(len(everyone) * project.review.overlap_share), project.seed + 100 + number)
+        simple_random_sample(
+            everyone, round(len(everyone) * project.review.overlap_share), project.seed + 100 + number
+        )
     )
     # Random records are strewn evenly among the selected ones, so that nobody can tell them by their place.
-    places = {record_id: (rank + 0.5) * max(len(chosen), 1) / len(blind) for rank, record_id in enumerate(blind)}
+    places = {
+        record_id: (rank + 0.5) * max(len(chosen), 1) / len(blind) for rank, record_id in enumerate(blind)
+    }
     items = []
     for record_id in everyone:
         overlap = project.review.overlap if record_id in several else 1
@@ -149,11 +165,16 @@ def _least_sure(
     if want <= 0:
         return []
     frame = pl.DataFrame({"record_id": list(rest)}, schema={"record_id": pl.String}).join(
-        load_suggestions(project, folder, number, ["record_id", "confidence", "scores"]), on="record_id", how="left"
+        load_suggestions(project, folder, number, ["record_id", "confidence", "scores"]),
+        on="record_id",
+        how="left",
     )
     ids = frame["record_id"].to_list()
     top = np.array(
-        [0.0 if scores is None else max(score["probability"] for score in scores) for scores in frame["scores"].to_list()]
+        [
+            0.0 if scores is None else max(score["probability"] for score in scores)
+            for scores in frame["scores"].to_list()
+        ]
     )
     confidence = frame["confidence"].cast(pl.Float64).to_numpy()
     known = np.isfinite(confidence)
@@ -167,7 +188,9 @@ def _least_sure(
     return [ids[index] for index in sorted(picked, key=lambda index: sure[index])]
 
 
-def _suggestions(project: Project, folder: ProjectFolder, number: int, wanted: set[str]) -> dict[str, dict[str, Any]]:
+def _suggestions(
+    project: Project, folder: ProjectFolder, number: int, wanted: set[str]
+) -> dict[str, dict[str, Any]]:
     columns = ["record_id", "value", "confidence", "calibrated_by", "scores", "evidence", "by"]
     frame = load_suggestions(project, folder, number, columns).filter(pl.col("record_id").is_in(list(wanted)))
     reviewed = read_json(folder.round(number).plan)["reviewed"]
@@ -215,7 +238,11 @@ def round_figures(project: Project, db: Database, number: int) -> Mapping[str, A
     """What the signer of a round is shown: plain JSON data."""
     progress = rounds.progress(db, number)
     decisions = [row for row in decisions_of_round(db, number) if row["purpose"] != Purpose.RECHECK.value]
-    assisted = [row for row in decisions if row["seen"] == Seen.ASSISTED.value and row["action"] in ("accept", "correct")]
+    assisted = [
+        row
+        for row in decisions
+        if row["seen"] == Seen.ASSISTED.value and row["action"] in ("accept", "correct")
+    ]
     accepted = sum(row["action"] == "accept" for row in assisted)
     return {
         "round": number,

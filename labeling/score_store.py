@@ -73,7 +73,9 @@ class ScoreStore:
         rows = frame["log_probs"].to_list()
         width = next((len(row) for row in rows if row is not None), 1)
         matrix = np.array([row if row is not None else [np.nan] * width for row in rows], dtype=np.float64)
-        return matrix.reshape(len(rows), width), frame["label_mass"].cast(pl.Float64).to_numpy().astype(np.float64)
+        return matrix.reshape(len(rows), width), frame["label_mass"].cast(pl.Float64).to_numpy().astype(
+            np.float64
+        )
 
 
 def register(project: Project, folder: ProjectFolder, engine: Engine, prompt: Prompt) -> ScoreStore:

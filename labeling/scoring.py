@@ -113,7 +113,9 @@ def _score_one(
             return SetAside(record_id, f"prompt too long: {error.found}", str(error), attempts)
         except EngineError as error:
             if not _may_help(error) or attempts == MAX_TRIES:
-                return SetAside(record_id, f"unusable reply: {error.found}"[:300], str(error)[:4000], attempts)
+                return SetAside(
+                    record_id, f"unusable reply: {error.found}"[:300], str(error)[:4000], attempts
+                )
             time.sleep(pause_s * 2 ** (attempts - 1))
 
 
@@ -177,7 +179,9 @@ def _head_and_tail(engine: Engine, prompt: Prompt, text: str, room: int) -> Toke
         else:
             high = half - 1
     if best is None:
-        raise PromptTooLong("record", found="no room for it", expected="some", next_step="Raise engine.context.")
+        raise PromptTooLong(
+            "record", found="no room for it", expected="some", next_step="Raise engine.context."
+        )
     return best
 
 

@@ -57,7 +57,12 @@ def find(
 
 
 def _out_of_sample(
-    project: Project, folder: ProjectFolder, number: int, ids: list[str], values: list[str], vectors: Vectors | None
+    project: Project,
+    folder: ProjectFolder,
+    number: int,
+    ids: list[str],
+    values: list[str],
+    vectors: Vectors | None,
 ) -> npt.NDArray[np.float64]:
     """(n, K) probabilities by a model that has not seen the record's own label; the slice is never trained on."""
     labels = project.label_schema.names

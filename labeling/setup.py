@@ -45,7 +45,12 @@ def draw_sample(project: Project, folder: ProjectFolder) -> list[str]:
     sample = simple_random_sample(ids, project.setup.sample, _sample_seed(project))
     write_json(
         folder.sample,
-        {"records": len(ids), "seed": _sample_seed(project), "sample": sample, "method": "first by SHA-256(seed|id)"},
+        {
+            "records": len(ids),
+            "seed": _sample_seed(project),
+            "sample": sample,
+            "method": "first by SHA-256(seed|id)",
+        },
     )
     return sample
 
@@ -59,7 +64,11 @@ def sample_gold(project: Project, folder: ProjectFolder, sample: Sequence[str]) 
     if not any(source.gold for source in project.sources):
         return {}
     rows = rows_of(project, folder, sample, ["gold"])
-    return {record_id: gold for record_id, gold in rows.select("record_id", "gold").iter_rows() if gold is not None}
+    return {
+        record_id: gold
+        for record_id, gold in rows.select("record_id", "gold").iter_rows()
+        if gold is not None
+    }
 
 
 def bound_prompts(project: Project, folder: ProjectFolder, engine: Engine) -> list[Prompt]:
@@ -103,7 +112,9 @@ def measure_prompts(
         ):
             pass
         scores, mass = store.matrix(sample)
-        usable = np.isfinite(scores).all(axis=1) if scores.shape[1] == len(labels) else np.zeros(len(sample), bool)
+        usable = (
+            np.isfinite(scores).all(axis=1) if scores.shape[1] == len(labels) else np.zeros(len(sample), bool)
+        )
         for strength in STRENGTHS:
             predicted = np.full(len(sample), -1)
             if usable.any():
@@ -162,7 +173,9 @@ def _first_confidence(
         identity_id=winner["identity_id"],
         strength=winner["strength"],
     )
-    proposal = Suggester(project, plan, store, None).propose(sample, [len(texts[record_id]) for record_id in sample])
+    proposal = Suggester(project, plan, store, None).propose(
+        sample, [len(texts[record_id]) for record_id in sample]
+    )
     if not proposal.usable.any():
         return None
     rows = np.flatnonzero(proposal.usable)
@@ -186,8 +199,14 @@ def _figures(
     threshold = project.setup.threshold
     interval = wilson_for_best_of(right, n, candidates=tried)
     verdict = gate_verdict(right, n, threshold=threshold, candidates=tried)
-    more = records_to_conclude(right, n, threshold=threshold, candidates=tried) if verdict == "inconclusive" else None
-    confusion = [[int(((gold == t) & (predicted == p)).sum()) for p in range(len(labels))] for t in range(len(labels))]
+    more = (
+        records_to_conclude(right, n, threshold=threshold, candidates=tried)
+        if verdict == "inconclusive"
+        else None
+    )
+    confusion = [
+        [int(((gold == t) & (predicted == p)).sum()) for p in range(len(labels))] for t in range(len(labels))
+    ]
     return {
         "accuracy": {"value": interval.value, "low": interval.low, "high": interval.high, "n": n},
         "threshold": threshold,
@@ -202,7 +221,9 @@ def _figures(
     }
 
 
-def _sentence(verdict: str, low: float | None, high: float | None, threshold: float, tried: int, more: int | None) -> str:
+def _sentence(
+    verdict: str, low: float | None, high: float | None, threshold: float, tried: int, more: int | None
+) -> str:
     span = f"{low:.0%} to {high:.0%}" if low is not None and high is not None else "undefined"
     start = f"Accuracy of the drafts: {span} (95 %, corrected for choosing among {tried}); threshold {threshold:.0%}: {verdict}."
     if verdict == "pass":

@@ -90,7 +90,9 @@ def status(project: Project, folder: ProjectFolder, db: Database) -> dict[str, A
     numbers = rounds.round_numbers(db)
     last = max(numbers, default=0)
     progress = rounds.progress(db, last) if last else None
-    figures_path = next((folder.round(n).figures for n in range(last, 0, -1) if folder.round(n).figures.is_file()), None)
+    figures_path = next(
+        (folder.round(n).figures for n in range(last, 0, -1) if folder.round(n).figures.is_file()), None
+    )
     figures = read_json(figures_path) if figures_path is not None else None
     quarantine = Table(folder.quarantine, tables.quarantine(task))
     return {

@@ -61,12 +61,26 @@ def _fsync_folder(folder: Path) -> None:
 
 def _refused(path: Path, error: OSError) -> StorageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        found, expected, step = "a full disk", "room for the table", "Free space and run the same command again."
+        found, expected, step = (
+            "a full disk",
+            "room for the table",
+            "Free space and run the same command again.",
+        )
     elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        found, expected, step = "a folder that cannot be written", "write access", "Give the project folder write access."
+        found, expected, step = (
+            "a folder that cannot be written",
+            "write access",
+            "Give the project folder write access.",
+        )
     else:
-        found, expected, step = f"{error.strerror or error}", "a working disk", "Check the disk, then run again."
-    return StorageError(str(path), found=found, expected=expected, next_step=step + " Nothing stored was changed.")
+        found, expected, step = (
+            f"{error.strerror or error}",
+            "a working disk",
+            "Check the disk, then run again.",
+        )
+    return StorageError(
+        str(path), found=found, expected=expected, next_step=step + " Nothing stored was changed."
+    )
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -101,7 +115,10 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise StorageError(
-            str(path), found="no such file", expected="a file an earlier phase writes", next_step="Run that phase first."
+            str(path),
+            found="no such file",
+            expected="a file an earlier phase writes",
+            next_step="Run that phase first.",
         ) from error
     except (OSError, ValueError) as error:
         raise StorageError(
@@ -162,13 +179,19 @@ class Table:
         """What the writers noted with each part."""
         return [part.meta for part in self.parts()]
 
-    def append(self, rows: pa.Table | Sequence[Mapping[str, Any]], *, meta: Mapping[str, Any] | None = None) -> Part:
+    def append(
+        self, rows: pa.Table | Sequence[Mapping[str, Any]], *, meta: Mapping[str, Any] | None = None
+    ) -> Part:
         """Commits one part: after this returns it survives a power cut; before, it does not exist.
 
         Raises:
             StorageError: disk full or not writable; nothing was committed and no partial file is left.
         """
-        table = rows.cast(self.schema) if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), self.schema)
+        table = (
+            rows.cast(self.schema)
+            if isinstance(rows, pa.Table)
+            else pa.Table.from_pylist(list(rows), self.schema)
+        )
         temporary: Path | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +199,12 @@ class Table:
             temporary = Path(name)
             with os.fdopen(handle, "wb") as file:
                 pq.write_table(
-                    table, file, compression="zstd", row_group_size=ROW_GROUP, write_statistics=True, store_schema=True
+                    table,
+                    file,
+                    compression="zstd",
+                    row_group_size=ROW_GROUP,
+                    write_statistics=True,
+                    store_schema=True,
                 )
                 file.flush()
                 os.fsync(file.fileno())

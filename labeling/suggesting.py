@@ -67,7 +67,7 @@ class Suggester:
         raw, mass = self.store.matrix(record_ids, origin=origin)
         if raw.shape[1] != width:
             raw = np.full((n, width), np.nan)
-        scored = np.isfinite(raw).all(axis=1)
+        scored: npt.NDArray[np.bool_] = np.asarray(np.isfinite(raw).all(axis=1), dtype=np.bool_)
         llm = np.full((n, width), np.nan)
         if scored.any():
             llm[scored] = self.calibration.apply(raw[scored])
@@ -86,7 +86,8 @@ class Suggester:
             features["student_margin"] = margin(student)
             features["neighbour_share"] = votes[np.arange(n), chosen]
             evidence = [
-                [self.reference_ids[index] for index in row[:EVIDENCE]] for row in np.asarray(neighbours.indices)
+                [self.reference_ids[index] for index in row[:EVIDENCE]]
+                for row in np.asarray(neighbours.indices)
             ]
             usable = np.ones(n, dtype=np.bool_)
         known = np.where(usable[:, None], probabilities, 1.0 / width)
@@ -141,11 +142,15 @@ def write_suggestions(
 def _rows(suggester: Suggester, frame: pl.DataFrame, origin: str) -> list[dict[str, Any]]:
     ids = frame["record_id"].to_list()
     proposal = suggester.propose(ids, frame["char_count"].to_list(), origin=origin)
-    details = suggester.store.rows(["record_id", "tokens_sent", "fit", "attempts", "duration_s"], origin=origin)
+    details = suggester.store.rows(
+        ["record_id", "tokens_sent", "fit", "attempts", "duration_s"], origin=origin
+    )
     joined = frame.select("record_id").join(details, on="record_id", how="left", maintain_order="left")
     plan, labels = suggester.plan, suggester.labels
     by = "llm" if suggester.stack is None else "stack"
-    calibrated_by = "none" if suggester.correctness is None else f"correctness model on {plan.reviewed} reviewed records"
+    calibrated_by = (
+        "none" if suggester.correctness is None else f"correctness model on {plan.reviewed} reviewed records"
+    )
     rows = []
     for index, detail in enumerate(joined.iter_rows(named=True)):
         if not proposal.usable[index]:
@@ -184,6 +189,10 @@ def _rows(suggester: Suggester, frame: pl.DataFrame, origin: str) -> list[dict[s
     return rows
 
 
-def load_suggestions(project: Project, folder: ProjectFolder, number: int, columns: Sequence[str]) -> pl.DataFrame:
+def load_suggestions(
+    project: Project, folder: ProjectFolder, number: int, columns: Sequence[str]
+) -> pl.DataFrame:
     """The suggestions of a round."""
-    return Table(folder.round(number).suggestions, tables.suggestions(project.label_schema.task)).read(columns)
+    return Table(folder.round(number).suggestions, tables.suggestions(project.label_schema.task)).read(
+        columns
+    )

@@ -34,7 +34,10 @@ def trace(project: Project, folder: ProjectFolder, db: Database, wanted: str) ->
     steps: list[dict[str, Any]] = [
         {
             "step": "record",
-            **{key: record[key] for key in ("record_id", "source", "source_row", "source_id", "text_sha256", "duplicate_of")},
+            **{
+                key: record[key]
+                for key in ("record_id", "source", "source_row", "source_id", "text_sha256", "duplicate_of")
+            },
             "text": record["text"],
         }
     ]
@@ -47,7 +50,10 @@ def trace(project: Project, folder: ProjectFolder, db: Database, wanted: str) ->
                 {
                     "step": "suggestion",
                     "round": number,
-                    **{key: row[key] for key in ("value", "confidence", "calibrated_by", "label_mass", "by", "prompt_id")},
+                    **{
+                        key: row[key]
+                        for key in ("value", "confidence", "calibrated_by", "label_mass", "by", "prompt_id")
+                    },
                     "model": identity["model"],
                     "digest": identity["digest"],
                     "engine": f"{identity['engine']} {identity['engine_version']}",
@@ -66,7 +72,16 @@ def trace(project: Project, folder: ProjectFolder, db: Database, wanted: str) ->
                     "actor": entry["actor"],
                     **{
                         key: payload.get(key)
-                        for key in ("round", "action", "value_json", "seen", "purpose", "seconds", "comment", "supersedes")
+                        for key in (
+                            "round",
+                            "action",
+                            "value_json",
+                            "seen",
+                            "purpose",
+                            "seconds",
+                            "comment",
+                            "supersedes",
+                        )
                         if payload.get(key) is not None
                     },
                 }
@@ -74,9 +89,16 @@ def trace(project: Project, folder: ProjectFolder, db: Database, wanted: str) ->
     for number in _round_numbers(folder):
         here = folder.round(number)
         for row in _rows(Table(here.findings, tables.findings(task)), record_id):
-            steps.append({"step": "finding", "round": number, "kind": row["kind"], "sentence": row["sentence"]})
+            steps.append(
+                {"step": "finding", "round": number, "kind": row["kind"], "sentence": row["sentence"]}
+            )
         for row in _rows(Table(here.gold, tables.gold(task)), record_id):
-            steps.append({"step": "gold", **{key: row[key] for key in ("round", "value", "how", "agreement", "annotation_ids")}})
+            steps.append(
+                {
+                    "step": "gold",
+                    **{key: row[key] for key in ("round", "value", "how", "agreement", "annotation_ids")},
+                }
+            )
     for release in sorted(folder.releases.glob("v*")) if folder.releases.is_dir() else []:
         frame = pl.read_parquet(release / "provenance.parquet").filter(pl.col("record_id") == record_id)
         for row in frame.iter_rows(named=True):
@@ -169,7 +191,11 @@ def _verify_gold(project: Project, folder: ProjectFolder) -> list[str]:
         if not table.exists or table.verify():
             continue
         for record_id, value in table.read(["record_id", "value"]).iter_rows():
-            unknown = [part for part in kind.parts(value) if part not in kind.labels] if value is not None else []
+            unknown = (
+                [part for part in kind.parts(value) if part not in kind.labels] if value is not None else []
+            )
             if unknown and kind.labels:
-                problems.append(f"round {number}, record {record_id}: label {unknown[0]!r} is not in the schema")
+                problems.append(
+                    f"round {number}, record {record_id}: label {unknown[0]!r} is not in the schema"
+                )
     return problems

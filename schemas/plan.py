@@ -17,7 +17,9 @@ class Plan(BaseModel):
     strength: float = Field(description="Batch calibration: lambda in [0, 1]")
     exemplar_ids: tuple[str, ...] = ()
     stack: dict[str, Any] | None = Field(default=None, description="Student, neighbours and weights, as JSON")
-    correctness: dict[str, Any] | None = Field(default=None, description="Model of P(suggestion right), as JSON")
+    correctness: dict[str, Any] | None = Field(
+        default=None, description="Model of P(suggestion right), as JSON"
+    )
     reviewed: int = Field(default=0, description="Reviewed records the confidence was learned on")
     candidates: tuple[dict[str, Any], ...] = Field(default=(), description="What was tried, with figures")
     sentences: tuple[str, ...] = Field(default=(), description="What changes and why, for people")

@@ -23,7 +23,14 @@ class Label(_Section):
     """One label a record can get."""
 
     name: LabelName
-    definition: str = Field(default="", max_length=4000, description="One or two sentences an annotator can apply.")
+    definition: str = Field(
+        default="", max_length=4000, description="One or two sentences an annotator can apply."
+    )
+    word: str = Field(
+        default="",
+        max_length=60,
+        description="The word the model answers with, where it is another than the name.",
+    )
     examples: tuple[str, ...] = Field(default=(), description="Short texts that clearly get this label.")
     min_share: Share = Field(default=0.0, description="Class balance: least share of the release.")
     max_share: Share = Field(default=1.0, description="Class balance: largest share of the release.")
@@ -33,10 +40,14 @@ class LabelSchema(_Section):
     """What may be said about a record: task type, labels, definitions and guideline."""
 
     task: TaskType
-    instruction: str = Field(default="", max_length=4000, description="What is asked of a record, in one sentence.")
+    instruction: str = Field(
+        default="", max_length=4000, description="What is asked of a record, in one sentence."
+    )
     labels: tuple[Label, ...] = Field(default=(), description="At least two; pairs need none.")
     guideline: str = Field(default="guideline.md", description="Markdown file beside the project file.")
-    allow_overlapping_spans: bool = Field(default=False, description="Entities: may two spans share characters?")
+    allow_overlapping_spans: bool = Field(
+        default=False, description="Entities: may two spans share characters?"
+    )
 
     @model_validator(mode="after")
     def _labels_fit_the_task(self) -> Self:
@@ -48,9 +59,13 @@ class LabelSchema(_Section):
                 raise ValueError(
                     f"labels {first!r} and {names[index]!r} read alike; give every label a name of its own"
                 )
-        least = {TaskType.CLASSIFICATION: 2, TaskType.MULTILABEL: 2, TaskType.ENTITIES: 1, TaskType.PAIRS: 0}[self.task]
+        least = {TaskType.CLASSIFICATION: 2, TaskType.MULTILABEL: 2, TaskType.ENTITIES: 1, TaskType.PAIRS: 0}[
+            self.task
+        ]
         if len(names) < least:
-            raise ValueError(f"{len(names)} label(s) for a {self.task.value} project; it needs at least {least}")
+            raise ValueError(
+                f"{len(names)} label(s) for a {self.task.value} project; it needs at least {least}"
+            )
         return self
 
     @property
@@ -73,7 +88,9 @@ class Source(_Section):
     text: Name = Field(default="text", description="Column that holds the text.")
     id: Name | None = Field(default=None, description="Column that holds the source's own id.")
     gold: Name | None = Field(default=None, description="Column with known labels, if the source has one.")
-    group: Name | None = Field(default=None, description="Column that names the document a record comes from.")
+    group: Name | None = Field(
+        default=None, description="Column that names the document a record comes from."
+    )
     metadata: tuple[Name, ...] = Field(default=(), description="Columns to keep as strings.")
 
     @field_validator("path")
@@ -102,10 +119,16 @@ class Engine(_Section):
     allowed_hosts: tuple[str, ...] = Field(
         default=(), description="Addresses other than loopback that are the client's own machines."
     )
-    digest: str | None = Field(default=None, description="Expected SHA-256 of the weights; checked when given.")
+    digest: str | None = Field(
+        default=None, description="Expected SHA-256 of the weights; checked when given."
+    )
     context: int = Field(default=2048, ge=256, le=1_048_576, description="Context in tokens.")
-    slots: int | None = Field(default=None, ge=1, le=64, description="Requests in flight; none = found by measuring.")
-    threads: int | None = Field(default=None, ge=1, le=512, description="CPU threads; none = the cores of the machine.")
+    slots: int | None = Field(
+        default=None, ge=1, le=64, description="Requests in flight; none = found by measuring."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, le=512, description="CPU threads; none = the cores of the machine."
+    )
     timeout_s: float = Field(default=120.0, gt=0, le=3600)
 
 
@@ -125,25 +148,35 @@ class Prompting(_Section):
         min_length=1,
         description="Jinja templates beside the project file, or builtin:NAME.",
     )
-    codes: Literal["auto", "words", "letters"] = Field(default="auto", description="How labels are spelled as one token.")
+    codes: Literal["auto", "words", "letters"] = Field(
+        default="auto", description="How labels are spelled as one token."
+    )
     over_long: Literal["refuse", "head_tail", "windows"] = Field(
         default="head_tail", description="What to do with a record that does not fit the context."
     )
-    exemplars: int = Field(default=4, ge=0, le=32, description="Most exemplars a candidate prompt of round 2 may use.")
+    exemplars: int = Field(
+        default=4, ge=0, le=32, description="Most exemplars a candidate prompt of round 2 may use."
+    )
     shuffle_labels: bool = Field(default=False, description="Shuffle label order per batch with the seed.")
 
 
 class Setup(_Section):
     """The setup phase: a blind sample that says whether the prompts work."""
 
-    sample: int = Field(default=50, ge=10, le=2000, description="Simple random sample labelled before anything else.")
-    threshold: Share = Field(default=0.6, description="Accuracy that the lower end of the interval must pass.")
+    sample: int = Field(
+        default=50, ge=10, le=2000, description="Simple random sample labelled before anything else."
+    )
+    threshold: Share = Field(
+        default=0.6, description="Accuracy that the lower end of the interval must pass."
+    )
 
 
 class Review(_Section):
     """How much people look at, and who sees what."""
 
-    round_records: int = Field(default=100, ge=1, description="Records selected for review a round (least sure first).")
+    round_records: int = Field(
+        default=100, ge=1, description="Records selected for review a round (least sure first)."
+    )
     blind_slice: int = Field(
         default=60, ge=0, description="Random records of round 1 labelled blind that no loop ever sees."
     )
@@ -156,10 +189,14 @@ class Review(_Section):
 class Quality(_Section):
     """Bounds that quality assurance and the release are held against."""
 
-    max_rejected_share: Share = Field(default=0.2, description="Unusable replies above this share stop the run.")
+    max_rejected_share: Share = Field(
+        default=0.2, description="Unusable replies above this share stop the run."
+    )
     max_auto_accepted_share: Share = Field(default=0.0, description="Share of labels no person has seen.")
     splits: tuple[float, float, float] = Field(default=(0.8, 0.1, 0.1), description="train, validation, test")
-    near_duplicate: Share = Field(default=0.8, description="Jaccard similarity above which texts share a split.")
+    near_duplicate: Share = Field(
+        default=0.8, description="Jaccard similarity above which texts share a split."
+    )
 
     @field_validator("splits")
     @classmethod
@@ -187,14 +224,15 @@ class Storage(_Section):
     """Where the decisions live."""
 
     database: str | None = Field(
-        default=None, description="Name of the environment variable that holds a PostgreSQL URL; none = SQLite."
+        default=None,
+        description="Name of the environment variable that holds a PostgreSQL URL; none = SQLite.",
     )
 
 
 class Project(_Section):
     """One labelling project: the single truth that flows, review app and command line read."""
 
-    version: Literal[1] = Field(default=PROJECT_VERSION, description="Layout version of this file.")
+    version: Literal[1] = Field(default=1, description="Layout version of this file.")
     name: Slug = Field(description="Short name, used in folders' titles, deployments and the UI.")
     title: str = Field(default="", max_length=120, description="What people see.")
     label_schema: LabelSchema = Field(alias="schema")

@@ -7,14 +7,8 @@ from schemas.errors import LabelingError
 
 def may_help(_task: Any, _run: Any, state: Any) -> bool:
     """Prefect's retry condition: engines that refused or broke off, never bad input or a failed check."""
-    try:
-        state.result()
-    except LabelingError as error:
-        return error.retryable
-    except Exception:
-        # Prefect asks about every failure; what is not ours is a broken program, and the run shall say so at once.
-        return False
-    return False
+    failure = state.result(raise_on_failure=False)
+    return isinstance(failure, LabelingError) and failure.retryable
 
 
 RETRY: dict[str, Any] = {"retries": 2, "retry_delay_seconds": [2, 10], "retry_condition_fn": may_help}

@@ -23,8 +23,13 @@ from tasks.retrying import RETRY
 def open_queue(project_path: str, round_number: int, rehearsal: bool) -> dict[str, Any]:
     """Chooses the round's records and puts them before people; returns what is missing for the gate."""
     project, folder = load_project(project_path)
-    with project_lock(folder.lock, "opening the queue"), project_database(project, folder, rehearsal=rehearsal) as db:
-        items = open_review(project, folder, db, round_number, Vectors.load(project, folder), rehearsal=rehearsal)
+    with (
+        project_lock(folder.lock, "opening the queue"),
+        project_database(project, folder, rehearsal=rehearsal) as db,
+    ):
+        items = open_review(
+            project, folder, db, round_number, Vectors.load(project, folder), rehearsal=rehearsal
+        )
         return {"items": items, "missing": rounds.missing(db, round_number)}
 
 

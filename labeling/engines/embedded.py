@@ -22,7 +22,9 @@ def free_cores() -> int:
     return max(1, len(os.sched_getaffinity(0)))
 
 
-def _start(model: Path, *, context: int, slots: int, threads: int, embedding: bool) -> tuple[object, EngineConnection, str]:
+def _start(
+    model: Path, *, context: int, slots: int, threads: int, embedding: bool
+) -> tuple[object, EngineConnection, str]:
     import xllamacpp
 
     settings = xllamacpp.CommonParams()
@@ -38,7 +40,9 @@ def _start(model: Path, *, context: int, slots: int, threads: int, embedding: bo
     settings.offline = True
     settings.ui = False
     settings.endpoint_slots = False
-    settings.cache_ram_mib = 0  # finished prompts are never asked again: keeping them costs memory for nothing
+    settings.cache_ram_mib = (
+        0  # finished prompts are never asked again: keeping them costs memory for nothing
+    )
     settings.verbosity = -1
     settings.n_gpu_layers = 0
     if embedding:
@@ -46,7 +50,11 @@ def _start(model: Path, *, context: int, slots: int, threads: int, embedding: bo
         settings.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
         settings.n_ubatch = settings.n_batch = max(context, 512)
     server = xllamacpp.Server(settings)
-    return server, EngineConnection(server.listening_address, timeout_s=600, api_key=key), xllamacpp.__version__
+    return (
+        server,
+        EngineConnection(server.listening_address, timeout_s=600, api_key=key),
+        xllamacpp.__version__,
+    )
 
 
 class EmbeddedEngine(LlamaServer):

