@@ -80,7 +80,7 @@ def parse_project(raw: bytes, name: str) -> Project:
             next_step="Save the file as UTF-8.",
         ) from error
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
-        # PyYAML lets its own conversions fall through: `2024-13-45` and `!!int x` are ValueErrors, `!!bool x` a KeyError.
+        # PyYAML lets its own conversions fall through: `2024-13-45` is a ValueError, `!!bool x` a KeyError.
         mark = getattr(error, "problem_mark", None)
         where = f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else name
         raise ProjectError(

@@ -4,9 +4,9 @@ What they answer comes from truth columns; with a set probability they err, towa
 """
 
 import random
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -126,25 +126,5 @@ def erring(
 
 def work_together(people: Sequence[tuple[SimulatedPerson, Callable[[str], Value]]], *, seed: int) -> int:
     """Everybody labels at once, until nobody gets a record any more; returns the number of decisions."""
-    total = 0
-    lock = threading.Lock()
-    failures: list[BaseException] = []
-
-    def work(person: SimulatedPerson, answer: Callable[[str], Value]) -> None:
-        nonlocal total
-        try:
-            count = person.label_all(answer, seed=seed)
-        except BaseException as error:  # carried to the caller's thread, where it is raised again
-            failures.append(error)
-            return
-        with lock:
-            total += count
-
-    threads = [threading.Thread(target=work, args=pair) for pair in people]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
-    return total
+    with ThreadPoolExecutor(len(people)) as pool:
+        return sum(pool.map(lambda pair: pair[0].label_all(pair[1], seed=seed), people))

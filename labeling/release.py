@@ -270,9 +270,9 @@ def _provenance(
                 "rehearsal": gold[record_id]["rehearsal"],
             }
         )
-    frame: pl.DataFrame | pl.Series = pl.from_arrow(pa.Table.from_pylist(rows, PROVENANCE))
-    assert isinstance(frame, pl.DataFrame)
-    return frame
+    made = pl.from_arrow(pa.Table.from_pylist(rows, PROVENANCE))
+    assert isinstance(made, pl.DataFrame)
+    return made
 
 
 def _summary(project: Project, labelled: pl.DataFrame) -> pl.DataFrame:
@@ -416,8 +416,8 @@ near-duplicates and records of one source document share a split.
 
 ## Files
 
-`data/*.parquet` to train on, `provenance.parquet` with one row a record (model, prompt, people, audit), `validation.json`
-(checks), `manifest.json` (SHA-256 of every file, audit head `{facts["audit_head"]["hash"][:16]}…`), `report.html`.
+`data/*.parquet` to train on, `provenance.parquet` with one row a record (model, prompt, people, audit),
+`validation.json` (checks), `manifest.json` (SHA-256 of every file, audit head `{facts["audit_head"]["hash"][:16]}…`), `report.html`.
 """
 
 

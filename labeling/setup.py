@@ -91,7 +91,7 @@ def measure_prompts(
         truth: Blind labels of the sample; records people found impossible to label are not among them.
         on_record: Called after each reply, for progress.
     """
-    sample = [record_id for record_id in sorted(truth)]
+    sample = sorted(truth)
     texts = texts_of(project, folder, sample)
     labels = project.label_schema.names
     gold = np.array([labels.index(truth[record_id]) for record_id in sample])
@@ -225,7 +225,10 @@ def _sentence(
     verdict: str, low: float | None, high: float | None, threshold: float, tried: int, more: int | None
 ) -> str:
     span = f"{low:.0%} to {high:.0%}" if low is not None and high is not None else "undefined"
-    start = f"Accuracy of the drafts: {span} (95 %, corrected for choosing among {tried}); threshold {threshold:.0%}: {verdict}."
+    start = (
+        f"Accuracy of the drafts: {span} (95 %, corrected for choosing among {tried}); "
+        f"threshold {threshold:.0%}: {verdict}."
+    )
     if verdict == "pass":
         return start
     if verdict == "inconclusive" and more is not None:

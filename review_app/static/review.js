@@ -312,7 +312,8 @@ function decideValue(value, { advance: goOn = true } = {}) {
 function accept() {
   const item = looking >= 0 ? trail[looking].item : current;
   if (!item) return;
-  const made = editor.current();
+  const made = editor.current(); // null: there is one, but it cannot be saved as it is
+  if (made === null) return;
   if (made !== undefined) decideValue(made);
   else if (acceptable(item)) act("accept", item.suggestion.value, "", true);
   else toast(item.blind ? "No suggestion here: choose a label" : "Choose a label");

@@ -26,7 +26,8 @@ export function mount({ labels, decide }) {
     },
     /** The answer that Enter would save; undefined when there is none yet. */
     current: () => undefined,
-    key(event) {
+    key(event, writing) {
+      if (writing) return false;
       const digit = /^(?:Digit|Numpad)([1-9])$/.exec(event.code)?.[1];
       if (!digit || event.ctrlKey || event.metaKey || event.altKey) return false;
       const button = labels[Number(digit) - 1];

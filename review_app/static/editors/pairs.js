@@ -106,7 +106,7 @@ export function mount({ container, text, toast }) {
       const made = value();
       if (!made.instruction.trim() || !made.output.trim()) {
         toast("An instruction and an output are needed");
-        return undefined;
+        return null;
       }
       return made;
     },
