@@ -285,8 +285,8 @@ def _learned(
     )
     weights = dict(zip(("student", "llm", "neighbours"), fitted.stack.weights, strict=True))
     words.append(
-        f"Student, LLM and neighbours mixed as {weights['student']:g} / {weights['llm']:g} / {weights['neighbours']:g}; "
-        f"together right on {int((chosen == gold).sum())} of {len(gold)} reviewed records, out of sample."
+        f"Student, LLM and neighbours mixed as "
+        f"{weights['student']:g} / {weights['llm']:g} / {weights['neighbours']:g}; together right on {int((chosen == gold).sum())} of {len(gold)} reviewed records, out of sample."
     )
     if correctness.model is None:
         words.append(f"Confidence is not yet known: {correctness.undefined_because}.")

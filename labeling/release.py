@@ -417,7 +417,8 @@ near-duplicates and records of one source document share a split.
 ## Files
 
 `data/*.parquet` to train on, `provenance.parquet` with one row a record (model, prompt, people, audit),
-`validation.json` (checks), `manifest.json` (SHA-256 of every file, audit head `{facts["audit_head"]["hash"][:16]}…`), `report.html`.
+`validation.json` (checks), `manifest.json` (SHA-256 of every file), `report.html`.
+Audit head: `{facts["audit_head"]["hash"][:16]}…`.
 """
 
 

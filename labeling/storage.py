@@ -161,8 +161,11 @@ class Table:
         lines = manifest.read_bytes().split(b"\n")
         for number, line in enumerate(lines[:-1]):  # what follows the last newline was never committed
             try:
-                parts.append(Part(**json.loads(line)))
-            except (ValueError, TypeError) as error:
+                entry = json.loads(line)
+                if entry["version"] > TABLES_VERSION:
+                    raise _newer(manifest, number + 1, entry["version"])
+                parts.append(Part(**entry))
+            except (ValueError, TypeError, KeyError) as error:
                 raise StorageError(
                     f"{manifest}, line {number + 1}",
                     found=repr(line[:80]),
@@ -211,8 +214,9 @@ class Table:
             temporary.chmod(0o644)
             digest, size = sha256_of(temporary), temporary.stat().st_size
             final = self.folder / f"part-{digest[:20]}.parquet"
+            known = final.exists()  # equal content was committed before
             temporary.replace(final)
-            temporary = None
+            temporary = None if known else final
             _fsync_folder(self.folder)
             part = Part(final.name, table.num_rows, size, digest, TABLES_VERSION, dict(meta or {}))
             self._list(part)
@@ -225,26 +229,33 @@ class Table:
     def _list(self, part: Part) -> None:
         line = canonical_json({**part.__dict__, "meta": dict(part.meta)}).encode() + b"\n"
         manifest = self.folder / MANIFEST
-        with manifest.open("ab") as file:
-            size = file.tell()
+        # Unbuffered: a buffered file would try its unwritten rest once more while it is closed after the failure.
+        handle = os.open(manifest, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            size = os.fstat(handle).st_size
             if size and not _ends_with_newline(manifest):
-                file.truncate(_committed_size(manifest))  # a torn line of an earlier crash
-                file.seek(0, os.SEEK_END)
-                size = file.tell()
+                size = _committed_size(manifest)  # a torn line of an earlier crash
+                os.ftruncate(handle, size)
             try:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+                if os.write(handle, line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(handle)
             except OSError:
-                os.truncate(manifest, size)
+                os.ftruncate(handle, size)
                 raise
+        finally:
+            os.close(handle)
         _fsync_folder(self.folder)
 
     def verify(self) -> list[str]:
         """One sentence a damaged, missing or unlisted part; empty when whole. Reads every byte."""
         problems = []
         listed = set()
-        for part in self.parts():
+        try:
+            parts = self.parts()
+        except StorageError as error:
+            return [str(error)]
+        for part in parts:
             listed.add(part.path)
             file = self.folder / part.path
             if not file.is_file():
@@ -309,6 +320,15 @@ class Table:
         return digest.hexdigest()
 
 
+def _newer(manifest: Path, line: int, version: object) -> StorageError:
+    return StorageError(
+        f"{manifest}, line {line}",
+        found=f"a table of layout version {version}",
+        expected=f"at most {TABLES_VERSION}",
+        next_step="This project was written by a newer Countersign: update the program; nothing was changed.",
+    )
+
+
 def _ends_with_newline(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
@@ -342,8 +362,11 @@ def project_lock(path: Path, doing: str) -> Iterator[None]:
                 expected="one run at a time",
                 next_step="Wait for it to end, or stop it; then run the same command again.",
             ) from error
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} ({doing})".encode(), 0)
+        try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} ({doing})".encode(), 0)
+        except OSError as error:
+            raise _refused(path, error) from error
         yield
     finally:
         os.close(handle)

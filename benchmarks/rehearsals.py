@@ -1,0 +1,86 @@
+"""What the loop does on labelled data: `python -m benchmarks.rehearsals ag_news FILE [--records 2000]`.
+
+FILE is a Parquet file with columns record_id, text and label (a data set of your own; none is shipped). The first
+`--records` rows are rehearsed with the embedded models through the real queue, gates and flows. Prints one JSON object.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from countersign.rehearsing import Rehearsal
+from labeling.storage import write_bytes
+
+PROJECTS: dict[str, dict[str, Any]] = {
+    "ag_news": {
+        "schema": {
+            "task": "classification",
+            "instruction": "Which topic is this news article about?",
+            "labels": [
+                {"name": "World", "definition": "politics, conflicts and events between and within countries"},
+                {"name": "Sports", "definition": "games, teams, players and results"},
+                {"name": "Business", "definition": "companies, markets and the economy"},
+                {"name": "Sci/Tech", "definition": "science, computers and technology"},
+            ],
+        },
+        "prompts": {"files": ["builtin:plain"]},
+        "review": {"round_records": 200, "blind_slice": 150, "overlap_share": 0.1},
+    },
+    "sms_spam": {
+        "schema": {
+            "task": "classification",
+            "instruction": "Is this text message spam or a normal message?",
+            "labels": [
+                {"name": "ham", "word": "normal", "definition": "a message from a person or a wanted notice"},
+                {"name": "spam", "definition": "unwanted advertising, prizes, premium-rate numbers"},
+            ],
+        },
+        "prompts": {"files": ["builtin:plain", "builtin:definitions"]},
+        "review": {"round_records": 200, "blind_slice": 150, "overlap_share": 0.1},
+    },
+}
+
+
+def rehearse(name: str, source: Path, *, records: int, error: float, folder: Path) -> dict[str, Any]:
+    """Rehearses the first records of a data set; returns what `countersign rehearse --json` prints."""
+    frame = pl.read_parquet(source).head(records).select("record_id", "text", "label")
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.write_parquet(folder / "records.parquet")
+    settings = {
+        "version": 1,
+        "name": name.replace("_", "-"),
+        **PROJECTS[name],
+        "sources": [{"path": "records.parquet", "text": "text", "id": "record_id"}],
+        "engine": {"kind": "embedded", "model": "smollm2-135m-instruct", "context": 1024},
+    }
+    write_bytes(folder / "project.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
+    write_bytes(folder / "guideline.md", b"# Guideline\n\nOne label for every record.\n")
+    return Rehearsal(project=folder, truth="label", annotator_error=error).run()
+
+
+def main() -> None:
+    """Command line of this benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=sorted(PROJECTS))
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--records", type=int, default=2000)
+    parser.add_argument("--annotator-error", type=float, default=0.05)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="countersign-benchmark-") as scratch:
+        answer = rehearse(
+            options.name,
+            options.file,
+            records=options.records,
+            error=options.annotator_error,
+            folder=Path(scratch) / options.name,
+        )
+    print(json.dumps(answer, indent=2))
+
+
+if __name__ == "__main__":
+    main()
