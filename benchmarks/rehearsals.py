@@ -22,7 +22,10 @@ PROJECTS: dict[str, dict[str, Any]] = {
             "task": "classification",
             "instruction": "Which topic is this news article about?",
             "labels": [
-                {"name": "World", "definition": "politics, conflicts and events between and within countries"},
+                {
+                    "name": "World",
+                    "definition": "politics, conflicts and events between and within countries",
+                },
                 {"name": "Sports", "definition": "games, teams, players and results"},
                 {"name": "Business", "definition": "companies, markets and the economy"},
                 {"name": "Sci/Tech", "definition": "science, computers and technology"},

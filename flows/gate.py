@@ -109,7 +109,8 @@ def gate_text(project: Project, db: Database, phase: str, number: int) -> str:
     """The figures of the gate as Markdown, for the form and the artifact."""
     figures = gate_figures(project, db, phase, number)
     if phase != "review":
-        return f"### {project.title or project.name}: {phase}\n\n{figures.get('sentence', '')}\n\nApprove to go on all the same."
+        title = f"### {project.title or project.name}: {phase}"
+        return f"{title}\n\n{figures.get('sentence', '')}\n\nApprove to go on all the same."
     missing = figures["missing"]
     rows = [
         ("records done", f"{figures['done']} of {figures['items']}"),

@@ -92,17 +92,9 @@ def _guess(path: Path) -> dict[str, Any]:
 def _project_text(folder: Path, task: str, source: Path | None, guess: dict[str, Any]) -> str:
     path = str(source.resolve()) if source is not None else "records.csv"
     labels = guess["labels"] or ["first label", "second label"]
-    rows = (
-        ""
-        if task == "pairs"
-        else "\n".join(
-            ["  labels:"]
-            + [
-                f'    - name: {json.dumps(label, ensure_ascii=False)}\n      definition: ""      # one sentence an annotator can apply'
-                for label in labels
-            ]
-        )
-    )
+    hint = '      definition: ""      # one sentence an annotator can apply'
+    named = [f"    - name: {json.dumps(label, ensure_ascii=False)}\n{hint}" for label in labels]
+    rows = "" if task == "pairs" else "\n".join(["  labels:", *named])
     name = "".join(
         char if char.isalnum() and char.isascii() else "-" for char in folder.resolve().name.lower()
     ).strip("-")

@@ -284,9 +284,10 @@ def _learned(
         features, [labels[index] for index in chosen], chosen == gold, labels=labels, seed=project.seed
     )
     weights = dict(zip(("student", "llm", "neighbours"), fitted.stack.weights, strict=True))
+    mixed = f"{weights['student']:g} / {weights['llm']:g} / {weights['neighbours']:g}"
     words.append(
-        f"Student, LLM and neighbours mixed as "
-        f"{weights['student']:g} / {weights['llm']:g} / {weights['neighbours']:g}; together right on {int((chosen == gold).sum())} of {len(gold)} reviewed records, out of sample."
+        f"Student, LLM and neighbours mixed as {mixed}; together right on {int((chosen == gold).sum())} of "
+        f"{len(gold)} reviewed records, out of sample."
     )
     if correctness.model is None:
         words.append(f"Confidence is not yet known: {correctness.undefined_because}.")

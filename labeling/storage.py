@@ -220,6 +220,8 @@ class Table:
             _fsync_folder(self.folder)
             part = Part(final.name, table.num_rows, size, digest, TABLES_VERSION, dict(meta or {}))
             self._list(part)
+            temporary = None
+            _fsync_folder(self.folder)
         except OSError as error:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)
@@ -245,7 +247,6 @@ class Table:
                 raise
         finally:
             os.close(handle)
-        _fsync_folder(self.folder)
 
     def verify(self) -> list[str]:
         """One sentence a damaged, missing or unlisted part; empty when whole. Reads every byte."""
