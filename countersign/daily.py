@@ -1,14 +1,34 @@
 """`countersign up`: everything for a day's work, started together."""
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
-from deployments.services import Service, start_prefect_server, start_review_app, start_runner
+from deployments.services import (
+    Service,
+    ServiceError,
+    prefect_environment,
+    start_prefect_server,
+    start_review_app,
+    start_runner,
+)
+from labeling.database import rounds
+from labeling.database.opening import project_database
+from labeling.paths import ProjectFolder
 from labeling.project_file import load_project
+from schemas.project import Project
+from schemas.review import RoundState
+
+WAITING_STATES = ("PAUSED", "SCHEDULED", "PENDING", "RUNNING")
+REGISTER_TIMEOUT_S = 120.0
 
 
 def bring_up(projects: list[Path], *, port: int, local_user: bool) -> tuple[list[Service], dict[str, Any]]:
-    """Starts the Prefect server, the review apps and the runner; stops what it started when one of them fails."""
+    """Starts the Prefect server, the review apps and the runner; stops what it started when one of them fails.
+
+    A project whose round is open gets a review run that waits at the gate, so that the lead finds it in the UI.
+    """
     loaded = [load_project(path) for path in projects]
     services: list[Service] = []
     try:
@@ -18,9 +38,64 @@ def bring_up(projects: list[Path], *, port: int, local_user: bool) -> tuple[list
                 start_review_app(folder.root, project.name, local_user=local_user, port=port + offset)
             )
         services.append(start_runner(services[0].url, [folder.root for _, folder in loaded]))
+        os.environ.update(prefect_environment(services[0].url))
+        for project, folder in loaded:
+            wait_for_deployment(f"review/{project.name}")
+            ensure_gate(project, folder)
     except BaseException:
         for service in reversed(services):
             service.stop()
         raise
     urls = [service.url for service in services[1:-1]]
     return services, {"prefect_url": services[0].url, "review_url": urls[0], "review_urls": urls}
+
+
+def wait_for_deployment(name: str) -> Any:
+    """Waits until the runner has registered a deployment; returns it."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    deadline = time.monotonic() + REGISTER_TIMEOUT_S
+    with get_client(sync_client=True) as client:
+        while True:
+            try:
+                return client.read_deployment_by_name(name)
+            except ObjectNotFound as error:
+                if time.monotonic() > deadline:
+                    raise ServiceError(
+                        f"deployment {name}",
+                        found="not registered",
+                        expected="the runner to register it",
+                        next_step="Read the runner's log under the services folder.",
+                    ) from error
+                time.sleep(0.3)
+
+
+def ensure_gate(project: Project, folder: ProjectFolder) -> str | None:
+    """A review run at the gate of the open round; None when no round is open. Never a second one."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
+    from prefect.deployments import run_deployment
+
+    with project_database(project, folder) as db:
+        number = next(
+            (n for n in rounds.round_numbers(db) if rounds.state_of(db, n) is RoundState.OPEN), None
+        )
+        rehearsal = db.rehearsal
+    if number is None:
+        return None
+    deployment = wait_for_deployment(f"review/{project.name}")
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(
+            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])),
+            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": WAITING_STATES}}}),
+        )
+    if runs:
+        return str(runs[0].id)
+    run = run_deployment(
+        f"review/{project.name}",
+        parameters={"project": str(folder.root), "round_number": number, "rehearsal": rehearsal},
+        timeout=0,
+        as_subflow=False,
+    )
+    return str(run.id)

@@ -79,7 +79,8 @@ def run(
         waits = "".join(f"\n  - {wait}" for wait in answer["waiting_for"])
         text = f"{answer['phase']} of round {answer['round']}: {answer['state']}"
         if waits:
-            text += f", waiting for{waits}\nNext: `countersign review {project}`, then `countersign gate {project} approve`."
+            text += f", waiting for{waits}\nNext: `countersign review {project}`, "
+            text += f"then `countersign gate {project} approve --by NAME`."
         keys = ("phase", "round", "state", "waiting_for", "release", "counts")
         emit({key: answer[key] for key in keys if key in answer}, as_json=json, text=text)
         if answer["state"] == "waiting":

@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 import yaml
 
+from countersign.daily import wait_for_deployment
 from countersign.driving import prefect_running, run_phase
 from countersign.output import say
 from deployments.services import Service, start_review_app, start_runner
@@ -219,10 +220,9 @@ class _Cast:
         from prefect.deployments import run_deployment
 
         parameters = {"project": str(self.folder.root), "round_number": number, "rehearsal": True}
-        run = _patient(
-            lambda: run_deployment(
-                f"review/{self.project.name}", parameters=parameters, timeout=0, as_subflow=False
-            )
+        wait_for_deployment(f"review/{self.project.name}")
+        run = run_deployment(
+            f"review/{self.project.name}", parameters=parameters, timeout=0, as_subflow=False
         )
         _await_state(run.id, "PAUSED")
         decisions = work_together(people, seed=self.plan.seed + number)
@@ -326,20 +326,6 @@ def _tell_round(figures: dict[str, Any]) -> None:
         )
 
 
-def _patient(call: Any) -> Any:
-    """Waits for the runner to have registered its deployments."""
-    from prefect.exceptions import ObjectNotFound
-
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            return call()
-        except ObjectNotFound:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
-
-
 def _await_state(run_id: Any, wanted: str) -> None:
     from prefect.client.orchestration import get_client
 
@@ -394,8 +380,8 @@ def rehearsal_text(answer: dict[str, Any]) -> str:
     lines += [
         f"released: {answer['settled']} settled records of {answer['records']}, "
         f"error against the truth column {'undefined' if error is None else f'{error:.1%}'}",
-        f"saved: {'undefined' if accepted is None else f'{accepted:.0%}'} of the suggestions shown needed one key only; "
-        "none was accepted without a person",
+        f"saved: {'undefined' if accepted is None else f'{accepted:.0%}'} of the suggestions shown needed one key "
+        "only; none was accepted without a person",
         f"model: {answer['model']} on {answer['engine']}" + (f", {pace} drafts/s" if pace else ""),
         f"findings: {answer['findings']}",
         f"report:  {answer['report']}",

@@ -190,6 +190,14 @@ async function advance() {
   document.body.dataset.state = "loading";
   editor.hide();
   if (!(await refill())) return;
+  if (!ready.length && !current) {
+    // That answer may be older than the last decisions, or full of records that are still on their way to the server.
+    if (!(await outbox.flushed()) || !(await refill())) {
+      if (!current) rest();
+      return;
+    }
+  }
+  if (current) return; // an undo was faster
   current = ready.shift() ?? null;
   if (current) show();
   else rest();
