@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -138,3 +139,36 @@ def real_engine() -> Iterator[Any]:
     engine = EmbeddedEngine(file, context=512, slots=2, threads=None)
     yield engine
     engine.close()
+
+
+class SmallDisk:
+    """A file system of its own with little room."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def fill(self, leave: int = 0) -> None:
+        """Leaves so many bytes (in pages of 4 KiB)."""
+        free = os.statvfs(self.root)
+        with (self.root / "filler").open("wb") as file:
+            file.write(b"\0" * max(free.f_bavail * free.f_bsize - leave, 0))
+
+    def free(self) -> None:
+        (self.root / "filler").unlink()
+
+    def read_only(self, on: bool = True) -> None:
+        mode = "ro" if on else "rw"
+        subprocess.run(["mount", "-o", f"remount,{mode}", str(self.root)], check=True, capture_output=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """Two megabytes of memory as a disk: the only way to a real ENOSPC and a real EROFS."""
+    root = tmp_path / "disk"
+    root.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(root)], capture_output=True, text=True, check=False
+    )
+    need(mounted.returncode == 0, f"a small disk can be mounted ({mounted.stderr.strip()})")
+    yield SmallDisk(root)
+    subprocess.run(["umount", "-l", str(root)], check=True, capture_output=True)
