@@ -25,19 +25,6 @@ from schemas.project import Project  # noqa: E402
 ProjectFactory = Callable[..., tuple[Project, ProjectFolder]]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "campaign: long versions of what the suite tests small; run with -m campaign")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "campaign" in (config.option.markexpr or ""):
-        return
-    left_out = [item for item in items if item.get_closest_marker("campaign")]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("campaign")]
-
-
 def need(condition: object, reason: str) -> None:
     """Skips where something is not there, but fails in CI: there it has to be."""
     if condition:
