@@ -643,7 +643,7 @@ function showProgress() {
   parts.meter.max = Math.max(mine, 1);
   parts.meter.value = progress.own;
   const eta = progress.seconds && progress.left ? progress.seconds * Math.ceil(progress.left / progress.at_work) : 0;
-  parts.count.textContent = `${progress.own} of ${mine}` + (eta ? ` · about ${duration(eta)} left` : "");
+  parts.count.textContent = `${progress.own} of ${mine}` + (eta ? ` · ${eta < 45 ? "" : "about "}${duration(eta)} left` : "");
 }
 
 // Keys and buttons
