@@ -13,14 +13,14 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripted_engine import ScriptedEngine  # noqa: E402
+from scripted_engine import ScriptedEngine
 
-from labeling.engines.http import EngineConnection  # noqa: E402
-from labeling.engines.llama_server import LlamaServer  # noqa: E402
-from labeling.paths import ProjectFolder  # noqa: E402
-from labeling.project_file import load_project  # noqa: E402
-from schemas.errors import ModelFileError  # noqa: E402
-from schemas.project import Project  # noqa: E402
+from labeling.engines.http import EngineConnection
+from labeling.engines.llama_server import LlamaServer
+from labeling.paths import ProjectFolder
+from labeling.project_file import load_project
+from schemas.errors import ModelFileError
+from schemas.project import Project
 
 ProjectFactory = Callable[..., tuple[Project, ProjectFolder]]
 
@@ -75,7 +75,12 @@ def write_project(
         **sections,
     }
     if engine_url is not None:
-        document["engine"] = {"kind": "llama-server", "model": "scripted", "endpoints": [engine_url], "timeout_s": 1.0}
+        document["engine"] = {
+            "kind": "llama-server",
+            "model": "scripted",
+            "endpoints": [engine_url],
+            "timeout_s": 1.0,
+        }
     (root / "project.yaml").write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), "utf-8")
     return load_project(root)
 
@@ -103,7 +108,9 @@ def connect() -> Iterator[Callable[..., LlamaServer]]:
     opened: list[LlamaServer] = []
 
     def open_(server: ScriptedEngine, *, timeout_s: float = 5.0) -> LlamaServer:
-        engine = LlamaServer(EngineConnection(server.url, timeout_s=timeout_s), digest="d" * 64, engine="scripted")
+        engine = LlamaServer(
+            EngineConnection(server.url, timeout_s=timeout_s), digest="d" * 64, engine="scripted"
+        )
         opened.append(engine)
         return engine
 
@@ -154,7 +161,10 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
     root = tmp_path / "disk"
     root.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(root)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(root)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     need(mounted.returncode == 0, f"a small disk can be mounted ({mounted.stderr.strip()})")
     yield SmallDisk(root)

@@ -79,7 +79,9 @@ class ScriptedEngine:
         delay_s: How long each completion takes.
     """
 
-    def __init__(self, labels: Sequence[str] = ("alpha", "beta"), *, context: int = 512, slots: int = 4) -> None:
+    def __init__(
+        self, labels: Sequence[str] = ("alpha", "beta"), *, context: int = 512, slots: int = 4
+    ) -> None:
         self.labels = tuple(labels)
         self.context, self.slots = context, slots
         self.asked: Counter[str] = Counter()
@@ -200,7 +202,8 @@ class ScriptedEngine:
             reply["completion_probabilities"] = [{"id": entries[0]["id"], "top_probs": entries}]
         else:
             entries = [
-                {"id": token_id(piece), "token": piece, "logprob": math.log(0.1 / len(_FILLERS))} for piece in _FILLERS
+                {"id": token_id(piece), "token": piece, "logprob": math.log(0.1 / len(_FILLERS))}
+                for piece in _FILLERS
             ]
             if not self.hide_labels_in_raw:
                 entries += [

@@ -84,7 +84,9 @@ def test_the_library_knows_neither_prefect_nor_a_web_framework(package: str) -> 
 
 
 def test_the_review_app_does_not_know_prefect() -> None:
-    assert [path for path in modules_of("review_app") for _, name in imports_of(path) if "prefect" in name] == []
+    assert [
+        path for path in modules_of("review_app") for _, name in imports_of(path) if "prefect" in name
+    ] == []
 
 
 def test_nothing_imports_the_command_line() -> None:
@@ -122,7 +124,11 @@ def test_no_tracked_file_points_at_one_machine_or_at_a_registry() -> None:
     # Spelled in two halves, so that this file does not find itself.
     forbidden = {
         "the shared data sets": "shared" + "/datasets",
-        "a path of one machine": r"(?<![\w.*])/(?:wor" + r"k|roo" + r"t|tmp/l" + r"k|tmp/ex" + r"p|home/\w+)/",
+        "a path of one machine": r"(?<![\w.*])/(?:wor"
+        + r"k|roo"
+        + r"t|tmp/l"
+        + r"k|tmp/ex"
+        + r"p|home/\w+)/",
         "a package registry": r"(?:pypi\.or" + r"g|pythonhosted\.or" + r"g|test\.pypi|conda\.anaconda)",
     }
     measured = {"docs/benchmarks.md"}  # says on which public data the figures were measured
@@ -137,10 +143,14 @@ def test_no_tracked_file_points_at_one_machine_or_at_a_registry() -> None:
 
 
 def test_requirement_locks_have_hashes_and_name_no_index() -> None:
-    for lock in sorted((ROOT / "requirements").glob("*.txt")) + sorted((ROOT / "requirements").glob("*.lock")):
+    for lock in sorted((ROOT / "requirements").glob("*.txt")) + sorted(
+        (ROOT / "requirements").glob("*.lock")
+    ):
         text = lock.read_text("utf-8")
         assert "--index-url" not in text and "--extra-index-url" not in text and "://" not in text, lock
-        pins = re.findall(r"^[A-Za-z0-9][\w.\[\]-]*==\S+.*?(?=^[A-Za-z0-9]|\Z)", text, re.MULTILINE | re.DOTALL)
+        pins = re.findall(
+            r"^[A-Za-z0-9][\w.\[\]-]*==\S+.*?(?=^[A-Za-z0-9]|\Z)", text, re.MULTILINE | re.DOTALL
+        )
         assert pins, lock
         assert [pin.splitlines()[0] for pin in pins if "--hash=sha256:" not in pin] == [], lock
 
@@ -164,7 +174,8 @@ def test_every_shipped_prompt_binds_to_a_project_and_ends_with_a_cue() -> None:
     from labeling.prompts import bind, load_template
 
     project = parse_project(
-        b"name: p\nschema: {task: classification, labels: [{name: a}, {name: b}]}\nsources: [{path: r.csv}]\n", "p"
+        b"name: p\nschema: {task: classification, labels: [{name: a}, {name: b}]}\nsources: [{path: r.csv}]\n",
+        "p",
     )
     codes = (LabelCode("a", " a", 1), LabelCode("b", " b", 2))
     for path in sorted((ROOT / "configs").rglob("*.jinja")):

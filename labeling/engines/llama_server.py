@@ -19,7 +19,25 @@ from schemas.errors import EngineError, PromptTooLong
 
 RAW_TOP = 64
 BIAS = 100.0
+ROUNDING = 1e-3
 SAMPLING = "one token; raw log-probabilities; equal-bias ratio for labels outside the top 64"
+
+
+def _props(connection: EngineConnection) -> dict[str, Any]:
+    props = connection.call("GET", "/props")
+    if not isinstance(props, dict):
+        raise EngineError(
+            f"{connection.url}/props",
+            found=str(props)[:200],
+            expected="an object",
+            next_step="Use a llama-server.",
+        )
+    return props
+
+
+def _context(props: dict[str, Any]) -> int:
+    settings = props.get("default_generation_settings")
+    return int(finite(settings.get("n_ctx")) or 0) if isinstance(settings, dict) else 0
 
 
 class LlamaServer:
@@ -37,10 +55,9 @@ class LlamaServer:
         self._digest = digest
         self._engine = engine
         self._on_close = on_close
-        props = self._http.call("GET", "/props")
-        settings = props.get("default_generation_settings") or {}
-        self.context = int(settings.get("n_ctx") or 0)
-        self.slots = int(props.get("total_slots") or 1)
+        props = _props(connection)
+        self.context = _context(props)
+        self.slots = int(finite(props.get("total_slots")) or 1)
         if self.context <= 0:
             raise EngineError(
                 f"{connection.url}/props",
@@ -50,7 +67,7 @@ class LlamaServer:
             )
 
     def identity(self) -> Identity:
-        props = self._http.call("GET", "/props")
+        props = _props(self._http)
         model = str(props.get("model_alias") or props.get("model_path") or "?").rsplit("/", 1)[-1]
         return Identity(
             engine=self._engine,
@@ -58,7 +75,7 @@ class LlamaServer:
             model=model,
             digest=self._digest,
             quantization=str(props.get("model_ftype") or "?"),
-            context=int((props.get("default_generation_settings") or {}).get("n_ctx") or 0),
+            context=_context(props),
             sampling=SAMPLING,
         )
 
@@ -91,7 +108,8 @@ class LlamaServer:
         else:
             log_probs = self._completed(found, self._biased_route(prompt, codes, slot), raw)
         mass = min(1.0, math.fsum(math.exp(log_prob) for log_prob in log_probs))
-        cached = int((reply.get("timings") or {}).get("cache_n") or 0)
+        timings = reply.get("timings")
+        cached = int(finite(timings.get("cache_n")) or 0) if isinstance(timings, dict) else 0
         return LabelScores(
             tuple(log_probs), mass, len(prompt.ids), max(cached, 0), time.perf_counter() - started
         )
@@ -168,7 +186,8 @@ class LlamaServer:
 
     def _pairs(self, reply: dict[str, Any], inner: str, key: str) -> dict[int, float]:
         positions = reply.get("completion_probabilities")
-        entries = positions[0].get(inner) if isinstance(positions, list) and positions else None
+        first = positions[0] if isinstance(positions, list) and positions else None
+        entries = first.get(inner) if isinstance(first, dict) else None
         if not isinstance(entries, list) or not entries:
             raise self._unusable(f"no {inner}", "probabilities of one token")
         values: dict[int, float] = {}
@@ -176,6 +195,10 @@ class LlamaServer:
             number = finite(entry.get(key)) if isinstance(entry, dict) else None
             if number is None or not isinstance(entry.get("id"), int):
                 raise self._unusable(f"{inner} entry {str(entry)[:100]}", "a token id and a finite number")
+            if entry["id"] in values:
+                raise self._unusable(f"token {entry['id']} twice in {inner}", "each token once")
+            if not (number <= ROUNDING if key == "logprob" else 0.0 <= number <= 1.0 + ROUNDING):
+                raise self._unusable(f"{key} {number:g}", "a probability")
             values[entry["id"]] = number
         if key == "logprob" and all(value == 0.0 for value in values.values()):
             raise self._unusable(
@@ -239,14 +262,20 @@ class LlamaServerEmbedder:
                 expected=f"{len(texts)} vectors",
                 next_step="See the engine's log.",
             )
-        vectors = [
-            np.asarray(entry["embedding"], dtype=np.float32)
-            for entry in sorted(data, key=lambda e: e["index"])
-        ]
-        if not all(np.isfinite(vector).all() for vector in vectors):
+        try:
+            entries = sorted(data, key=lambda entry: entry["index"])
+            vectors = [np.asarray(entry["embedding"], dtype=np.float32).reshape(-1) for entry in entries]
+        except (TypeError, KeyError, ValueError) as error:
             raise EngineError(
                 f"{self._http.url}/v1/embeddings",
-                found="NaN in a vector",
+                found=f"an entry that is no vector ({error!r})",
+                expected="index and embedding",
+                next_step="See the engine's log.",
+            ) from error
+        if len({len(vector) for vector in vectors}) > 1 or not all(np.isfinite(v).all() for v in vectors):
+            raise EngineError(
+                f"{self._http.url}/v1/embeddings",
+                found="NaN in a vector, or vectors of several lengths",
                 expected="numbers",
                 next_step="Restart it.",
             )

@@ -88,7 +88,12 @@ def test_rows_become_records_with_their_text_untouched(source_of: Make) -> None:
     (row,) = records_of(project, folder).to_dicts()
     assert (count.rows, count.added, sum(count.quarantined.values())) == (1, 1, 0)
     assert row["text"] == text
-    assert (row["source"], row["source_row"], row["source_id"], row["char_count"]) == ("records.jsonl", 1, "7", len(text))
+    assert (row["source"], row["source_row"], row["source_id"], row["char_count"]) == (
+        "records.jsonl",
+        1,
+        "7",
+        len(text),
+    )
     assert dict(row["metadata"]) == {"who": "Ann"}
 
 
@@ -343,7 +348,9 @@ def test_a_line_made_to_stall_the_parser_is_read_in_no_time(source_of: Make) -> 
 def test_a_parquet_bomb_is_refused_by_its_declared_size(source_of: Make, tmp_path: Path) -> None:
     # 40 million equal strings: dictionary and run-length coding make them 6.4 GB in a few kilobytes.
     column = pa.DictionaryArray.from_arrays(pa.array([0] * 8_000_000, pa.int32()), pa.array(["x" * 800]))
-    pq.write_table(pa.table({"text": column}), tmp_path / "bomb.parquet", compression="zstd", row_group_size=8_000_000)
+    pq.write_table(
+        pa.table({"text": column}), tmp_path / "bomb.parquet", compression="zstd", row_group_size=8_000_000
+    )
     content = (tmp_path / "bomb.parquet").read_bytes()
     declared = pq.ParquetFile(tmp_path / "bomb.parquet").metadata.row_group(0).total_byte_size
     if declared <= 5_000 * (1 << 20):
@@ -464,7 +471,9 @@ def test_an_ingest_killed_in_the_middle_and_run_again_gives_the_same_tables(tmp_
     child(killed[1]).communicate()
 
     assert records_table(*killed).content_hash() == records_table(*whole).content_hash()
-    kept = [quarantine_of(folder).sort("source_row").drop("source").to_dicts() for _, folder in (whole, killed)]
+    kept = [
+        quarantine_of(folder).sort("source_row").drop("source").to_dicts() for _, folder in (whole, killed)
+    ]
     assert kept[0] == kept[1]
     assert [row["reason"] for row in kept[0]] == ["empty text"] + ["repeated row"] * 40
 
@@ -515,7 +524,9 @@ def test_memory_does_not_grow_with_two_million_rows(tmp_path: Path) -> None:
     assert grown_kib < 60_000
 
 
-def test_nothing_is_left_behind_in_the_temporary_folder(source_of: Make, monkeypatch: Any, tmp_path: Path) -> None:
+def test_nothing_is_left_behind_in_the_temporary_folder(
+    source_of: Make, monkeypatch: Any, tmp_path: Path
+) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))

@@ -73,13 +73,17 @@ def test_a_table_nobody_wrote_is_empty_with_the_right_columns(tmp_path: Path) ->
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    values=st.lists(st.tuples(st.text(max_size=20), st.none() | st.integers(-(2**63), 2**63 - 1)), max_size=12),
+    values=st.lists(
+        st.tuples(st.text(max_size=20), st.none() | st.integers(-(2**63), 2**63 - 1)), max_size=12
+    ),
     cuts=st.sets(st.integers(0, 12), max_size=3),
 )
 def test_the_content_hash_does_not_depend_on_how_rows_were_cut_into_parts(
     tmp_path_factory: pytest.TempPathFactory, values: list[tuple[str, int | None]], cuts: set[int]
 ) -> None:
-    everything = [{"record_id": f"{place:02d}{key}", "value": value} for place, (key, value) in enumerate(values)]
+    everything = [
+        {"record_id": f"{place:02d}{key}", "value": value} for place, (key, value) in enumerate(values)
+    ]
     whole, cut = (Table(tmp_path_factory.mktemp("t"), LAYOUT) for _ in range(2))
     whole.append(everything)
     edges = [0, *sorted(cuts), len(everything)]
@@ -110,7 +114,9 @@ def test_a_part_without_its_manifest_line_does_not_exist(table: Table) -> None:
     pq.write_table(pa.Table.from_pylist(rows(900, 5), LAYOUT), table.folder / "part-stray.parquet")
 
     assert table.rows() == table.read().height == 150
-    assert table.verify() == [f"{table.folder / 'part-stray.parquet'}: not listed in the manifest (ignored by readers)"]
+    assert table.verify() == [
+        f"{table.folder / 'part-stray.parquet'}: not listed in the manifest (ignored by readers)"
+    ]
 
 
 @pytest.mark.parametrize("keep", [1, 40, 120])
@@ -422,7 +428,11 @@ def test_the_lock_of_a_killed_run_is_free(
 
 
 def test_a_run_cannot_take_its_own_lock_twice(tmp_path: Path) -> None:
-    with project_lock(tmp_path / "lock", "ingest"), pytest.raises(BusyError), project_lock(tmp_path / "lock", "qa"):
+    with (
+        project_lock(tmp_path / "lock", "ingest"),
+        pytest.raises(BusyError),
+        project_lock(tmp_path / "lock", "qa"),
+    ):
         pass
 
 
@@ -431,4 +441,6 @@ def test_the_cache_of_checked_parts_is_keyed_by_what_the_file_is(table: Table) -
     file = table.folder / table.parts()[0].path
     stat = file.stat()
 
-    assert storage._verified[(str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino)] == table.parts()[0].sha256
+    assert (
+        storage._verified[(str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino)] == table.parts()[0].sha256
+    )
