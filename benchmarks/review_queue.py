@@ -46,7 +46,18 @@ def postgresql() -> Iterator[str | None]:
     if user:
         shutil.chown(folder, "nobody")
     binaries = found[-1].parent
-    initdb = [binaries / "initdb", "-D", folder / "data", "-U", "bench", "-A", "trust", "-E", "UTF8", "--locale=C"]
+    initdb = [
+        binaries / "initdb",
+        "-D",
+        folder / "data",
+        "-U",
+        "bench",
+        "-A",
+        "trust",
+        "-E",
+        "UTF8",
+        "--locale=C",
+    ]
     subprocess.run(initdb, check=True, capture_output=True, cwd=folder, **user)
     server = subprocess.Popen(
         [binaries / "postgres", "-D", folder / "data", "-k", folder, "-h", "", "-c", "max_connections=200"],
@@ -56,7 +67,9 @@ def postgresql() -> Iterator[str | None]:
         **user,
     )
     try:
-        while subprocess.run([binaries / "pg_isready", "-h", str(folder)], capture_output=True).returncode != 0:
+        while (
+            subprocess.run([binaries / "pg_isready", "-h", str(folder)], capture_output=True).returncode != 0
+        ):
             time.sleep(0.1)
         yield f"postgresql://bench@/postgres?host={folder}"
     finally:
@@ -73,7 +86,10 @@ def fill(db: Database, records: int, annotators: int) -> list[str]:
         people.append(accounts.accept_invitation(db, token, f"p{number}", "a long password").id)
     rounds.open_round(db, 1, state=RoundState.OPEN, rehearsal=True, actor="benchmark")
     chance = Random(1)
-    text = "Hi, I ran out of my blood pressure pills on Friday and feel dizzy since. Can Dr. Osei renew them? " * 3
+    text = (
+        "Hi, I ran out of my blood pressure pills on Friday and feel dizzy since. Can Dr. Osei renew them? "
+        * 3
+    )
     for start in range(0, records, 20_000):
         items = [
             QueueItem(
@@ -123,7 +139,12 @@ def by_library(db: Database, account: str) -> Callable[[], float | None]:
         held = ready.pop(0)
         count += 1
         begun = time.perf_counter()
-        queue.decide(db, account, decision(held.assignment_id, held.version, f"{account}-{count}-key"), check_value=legal)
+        queue.decide(
+            db,
+            account,
+            decision(held.assignment_id, held.version, f"{account}-{count}-key"),
+            check_value=legal,
+        )
         if len(ready) < AHEAD / 2:
             known = {one.assignment_id for one in ready}
             more = queue.prefetch(db, account, 1, count=AHEAD)
@@ -169,7 +190,9 @@ def measure(db: Database, people: list[str], *, think_s: float, seconds: float) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--records", type=int, default=100_000)
     parser.add_argument("--annotators", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=20)
@@ -181,6 +204,7 @@ def main() -> None:
         "think_s": chosen.think,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
+        "load_at_start": os.getloadavg()[0],
     }
     with postgresql() as server:
         for name, url in (("sqlite", None), ("postgresql", server)):

@@ -15,6 +15,7 @@ from labeling.status import PHASES, all_decided, position
 from schemas.project import Project
 
 MOST_STEPS = 200
+DRAIN_TIMEOUT_S = 10.0
 
 
 @contextmanager
@@ -29,7 +30,17 @@ def prefect_running() -> Iterator[str]:
     try:
         yield server.url
     finally:
+        _flush_logs()
         server.stop()
+
+
+def _flush_logs() -> None:
+    """Sends what the flows logged while the server still listens; afterwards Prefect would try for a minute."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=DRAIN_TIMEOUT_S)
+    EventsWorker.drain_all(timeout=DRAIN_TIMEOUT_S)
 
 
 def phase_flow(phase: str) -> Any:

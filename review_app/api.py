@@ -151,7 +151,11 @@ def next_records(
 def decide(request: Request, body: DecisionIn) -> dict[str, Any]:
     """Store one decision; 200 means it is durable. The same key again returns the first answer."""
     out = queue.decide(
-        _db(request), _who(request).id, body, check_value=_check(request), normal=request.app.state.task.normal
+        _db(request),
+        _who(request).id,
+        body,
+        check_value=_check(request),
+        normal=request.app.state.task.normal,
     )
     return _decided(out)
 

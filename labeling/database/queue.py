@@ -213,7 +213,7 @@ def prefetch(
         if len(held) == count and all(
             row["expires_at"] - now > timedelta(seconds=lease_s / 2) for row in held
         ):
-            return [_as_assignment(conn, row, annotator_id) for row in held]
+            return _as_assignments(conn, held, annotator_id)
     with db.write() as conn:
         accounts.require(conn, annotator_id, Right.LABEL, lock=True)
         held = _held(conn, annotator_id, number, now)[:count]
@@ -229,7 +229,7 @@ def prefetch(
             if wanted > 0:
                 _take(conn, annotator_id, round_number, wanted, now=now, until=until)
             held = _held(conn, annotator_id, number, now)[:count]
-        return [_as_assignment(conn, row, annotator_id) for row in held]
+        return _as_assignments(conn, held, annotator_id)
 
 
 def release(db: Database, annotator_id: str) -> int:
@@ -269,15 +269,15 @@ def decide(
     """
     with db.write() as conn:
         accounts.require(conn, annotator_id, Right.LABEL, lock=True)
-        found = _assignment_row(conn, decision.assignment_id, annotator_id)
+        # Locking the account row put this person's acts in line: the assignment cannot change under us.
+        held = _assignment_row(conn, decision.assignment_id, annotator_id)
         earlier = _earlier(conn, annotator_id, decision.idempotency_key)
         if earlier is not None:
             return _repeated(conn, earlier, decision, normal)
-        if found["stage"] != REVIEW:
+        if held["stage"] != REVIEW:
             raise _not_yours(decision.assignment_id)
-        _require_state(conn, found["round"], LABELLING_STATES)
-        item = _lock_item(conn, found["item_id"])
-        held = _assignment_row(conn, decision.assignment_id, annotator_id)
+        rehearsal = _require_state(conn, held["round"], LABELLING_STATES)
+        item = _lock_item(conn, held["item_id"])
         now = db.now()
         _refuse_if_changed(conn, held, item, decision, now)
         suggested = _suggested(item)
@@ -295,6 +295,7 @@ def decide(
             not_sure=decision.not_sure,
             key=decision.idempotency_key,
             now=now,
+            rehearsal=rehearsal,
         )
 
 
@@ -477,7 +478,7 @@ def flag(db: Database, annotator_id: str, assignment_id: int, *, raised: bool) -
     with db.write() as conn:
         accounts.require(conn, annotator_id, Right.LABEL, lock=True)
         held = _assignment_row(conn, assignment_id, annotator_id)
-        if _flagged(conn, held["item_id"], annotator_id) == raised:
+        if bool(_flagged(conn, [held["item_id"]], annotator_id)) == raised:
             return
         now = db.now()
         chain.record_row(
@@ -561,7 +562,7 @@ def adjudicate(
             if earlier["record_id"] != record_id or earlier["value_json"] not in _spellings(value, normal):
                 raise _key_reused(idempotency_key)
             return _as_decision(earlier, repeated=True)
-        _require_state(conn, number, (RoundState.ADJUDICATING.value,))
+        rehearsal = _require_state(conn, number, (RoundState.ADJUDICATING.value,))
         item = (
             conn.execute(
                 select(tables.queue_items)
@@ -603,6 +604,7 @@ def adjudicate(
             not_sure=False,
             key=idempotency_key,
             now=now,
+            rehearsal=rehearsal,
         )
 
 
@@ -746,25 +748,29 @@ def _hand_over(conn: Connection, item: RowMapping, account_id: str, now: datetim
 
 def _reload(conn: Connection, assignment_id: int, annotator_id: str) -> Assignment:
     row = conn.execute(_assignments_query().where(_lease.id == assignment_id)).mappings().one()
-    return _as_assignment(conn, row, annotator_id)
+    return _as_assignments(conn, [row], annotator_id)[0]
 
 
-def _as_assignment(conn: Connection, row: RowMapping, annotator_id: str) -> Assignment:
-    return Assignment(
-        assignment_id=row["assignment_id"],
-        round=row["round"],
-        item_id=row["item_id"],
-        record_id=row["record_id"],
-        purpose=Purpose(row["purpose"]),
-        seen=Seen(row["seen"]),
-        priority=row["priority"],
-        text=row["text"],
-        suggestion=_loaded(row["suggestion_json"]),
-        version=row["version"] + row["item_version"],
-        expires_at=row["expires_at"],
-        flagged=_flagged(conn, row["item_id"], annotator_id),
-        previous=_previous(conn, row["assignment_id"]) if row["version"] else None,
-    )
+def _as_assignments(conn: Connection, rows: Sequence[RowMapping], annotator_id: str) -> list[Assignment]:
+    flagged = _flagged(conn, [row["item_id"] for row in rows], annotator_id)
+    return [
+        Assignment(
+            assignment_id=row["assignment_id"],
+            round=row["round"],
+            item_id=row["item_id"],
+            record_id=row["record_id"],
+            purpose=Purpose(row["purpose"]),
+            seen=Seen(row["seen"]),
+            priority=row["priority"],
+            text=row["text"],
+            suggestion=_loaded(row["suggestion_json"]),
+            version=row["version"] + row["item_version"],
+            expires_at=row["expires_at"],
+            flagged=row["item_id"] in flagged,
+            previous=_previous(conn, row["assignment_id"]) if row["version"] else None,
+        )
+        for row in rows
+    ]
 
 
 def _previous(conn: Connection, assignment_id: int) -> dict[str, Any] | None:
@@ -788,14 +794,17 @@ def _previous(conn: Connection, assignment_id: int) -> dict[str, Any] | None:
     }
 
 
-def _flagged(conn: Connection, item_id: int, annotator_id: str) -> bool:
-    newest = conn.execute(
-        select(tables.flags.c.raised)
-        .where(tables.flags.c.item_id == item_id, tables.flags.c.annotator_id == annotator_id)
-        .order_by(tables.flags.c.id.desc())
-        .limit(1)
-    ).scalar()
-    return bool(newest)
+def _flagged(conn: Connection, item_ids: Sequence[int], annotator_id: str) -> set[int]:
+    """Those items on which this person's flag is up."""
+    if not item_ids:
+        return set()
+    rows = conn.execute(
+        select(tables.flags.c.item_id, tables.flags.c.raised)
+        .where(tables.flags.c.item_id.in_(item_ids), tables.flags.c.annotator_id == annotator_id)
+        .order_by(tables.flags.c.id)
+    ).all()
+    newest = {row.item_id: row.raised for row in rows}
+    return {item_id for item_id, raised in newest.items() if raised}
 
 
 def _taken_by_others(conn: Connection, item_id: int, annotator_id: str, now: datetime) -> int:
@@ -837,9 +846,7 @@ def _earlier(conn: Connection, annotator_id: str, key: str) -> RowMapping | None
     )
 
 
-def _repeated(
-    conn: Connection, earlier: RowMapping, decision: DecisionIn, normal: Normal
-) -> DecisionOut:
+def _repeated(conn: Connection, earlier: RowMapping, decision: DecisionIn, normal: Normal) -> DecisionOut:
     """The first answer again; the same key with another decision is a client's mistake that must not pass as
     saved.
     """
@@ -854,7 +861,9 @@ def _repeated(
 
 
 def _spellings(value: Value, normal: Normal) -> set[str | None]:
-    """How a value that was sent may have been stored; an illegal one (then it was not) has only its own spelling."""
+    """How a value that was sent may have been stored; an illegal one (then it was not) has only its own
+    spelling.
+    """
     try:
         return {_dumped(value), None if value is None else _dumped(normal(value))}
     except (TypeError, KeyError, AttributeError):
@@ -865,17 +874,23 @@ def _item_version(conn: Connection, item_id: int) -> int:
     return int(conn.execute(select(_item.version).where(_item.id == item_id)).scalar_one())
 
 
-def _require_state(conn: Connection, number: int, allowed: Sequence[str]) -> None:
-    state = conn.execute(
-        select(tables.rounds.c.state).where(tables.rounds.c.number == number).with_for_update(read=True)
-    ).scalar()
-    if state not in allowed:
+def _require_state(conn: Connection, number: int, allowed: Sequence[str]) -> bool:
+    """Whether the round is a rehearsal, if it is in a state that allows the change; it stays so until we
+    commit.
+    """
+    found = conn.execute(
+        select(tables.rounds.c.state, tables.rounds.c.rehearsal)
+        .where(tables.rounds.c.number == number)
+        .with_for_update(read=True)
+    ).one_or_none()
+    if found is None or found.state not in allowed:
         raise QueueError(
             f"round {number}",
-            found="no such round" if state is None else f"state {state}",
+            found="no such round" if found is None else f"state {found.state}",
             expected=" or ".join(allowed),
             next_step="Nothing was saved: the round takes no such change now. Ask the lead to reopen it.",
         )
+    return bool(found.rehearsal)
 
 
 def _lock_item(conn: Connection, item_id: int) -> RowMapping:
@@ -986,10 +1001,8 @@ def _store(
     not_sure: bool,
     key: str,
     now: datetime,
+    rehearsal: bool,
 ) -> DecisionOut:
-    rehearsal = conn.execute(
-        select(tables.rounds.c.rehearsal).where(tables.rounds.c.number == item["round"])
-    ).scalar_one()
     row = {
         "annotation_id": f"d-{secrets.token_hex(8)}",
         "kind": "decision",
@@ -1125,7 +1138,7 @@ def _already_undone(conn: Connection, undoing: RowMapping, annotator_id: str) ->
         annotation_id=undoing["supersedes"],
         record_id=undoing["record_id"],
         audit_seq=undoing["audit_seq"],
-        assignment=_as_assignment(conn, held, annotator_id) if held["state"] == "leased" else None,
+        assignment=_as_assignments(conn, [held], annotator_id)[0] if held["state"] == "leased" else None,
     )
 
 

@@ -65,7 +65,9 @@ class Site:
                 "schema": {
                     "task": task,
                     "instruction": "What does this message want?",
-                    "labels": [{"name": name, "definition": f"It is about {name.lower()}."} for name in labels],
+                    "labels": [
+                        {"name": name, "definition": f"It is about {name.lower()}."} for name in labels
+                    ],
                     "allow_overlapping_spans": True,
                 },
                 "sources": [{"path": "messages.csv"}],

@@ -9,7 +9,7 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
 from labeling.database import accounts, rounds
-from review_app import access, main
+from review_app import access
 from review_app.guard import CSP
 from schemas.errors import ProjectError
 from schemas.review import Role, SignOff
@@ -57,7 +57,13 @@ EXPECTED: dict[tuple[str, str], set[Role | None]] = {
     ("POST", "/people/{account_id}/close"): ADMINS,
     ("POST", "/people/{account_id}/role"): ADMINS,
 }
-FILL = {"token": "t" * 43, "annotation_id": "d-0", "number": "1", "invitation_id": "1", "account_id": "a-000000"}
+FILL = {
+    "token": "t" * 43,
+    "annotation_id": "d-0",
+    "number": "1",
+    "invitation_id": "1",
+    "account_id": "a-000000",
+}
 
 
 def routes(app: Any) -> list[APIRoute]:
@@ -138,7 +144,10 @@ def test_somebody_else_s_records_and_decisions_are_out_of_reach(
     }
     assert bob.post("/api/decisions", json=sent).status_code == 403
     assert bob.get(f"/api/comments?assignment_id={held['assignment_id']}").status_code == 403
-    assert bob.post("/api/flags", json={"assignment_id": held["assignment_id"], "raised": True}).status_code == 403
+    assert (
+        bob.post("/api/flags", json={"assignment_id": held["assignment_id"], "raised": True}).status_code
+        == 403
+    )
     made = ana.post("/api/decisions", json=sent).json()["annotation_id"]
     assert bob.post("/api/undo", json={"annotation_id": made}).status_code == 403
     assert bob.post(f"/history/{made}/undo").status_code == 403
@@ -157,7 +166,9 @@ def test_an_unsafe_request_needs_the_token_of_its_own_session(
     assert ana.post("/api/undo", json={}).status_code == 200
 
 
-def test_a_login_form_from_another_site_is_refused(site: Site, browserless: Callable[..., TestClient]) -> None:
+def test_a_login_form_from_another_site_is_refused(
+    site: Site, browserless: Callable[..., TestClient]
+) -> None:
     site.person("Ana")
     client = browserless()
     form = {"name": "Ana", "password": site.password}
@@ -171,14 +182,16 @@ def test_a_login_form_from_another_site_is_refused(site: Site, browserless: Call
         assert answer.status_code == 403
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "[", "localhost@evil.example"])
-def test_a_host_name_that_is_not_ours_is_refused(
-    browserless: Callable[..., TestClient], host: str
-) -> None:
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "", "[", "localhost@evil.example"]
+)
+def test_a_host_name_that_is_not_ours_is_refused(browserless: Callable[..., TestClient], host: str) -> None:
     assert browserless().get("/login", headers={"Host": host}).status_code == 400
 
 
-def test_every_answer_carries_the_security_headers(site: Site, browserless: Callable[..., TestClient]) -> None:
+def test_every_answer_carries_the_security_headers(
+    site: Site, browserless: Callable[..., TestClient]
+) -> None:
     client = browserless()
     for path in ("/login", "/nothing-here", "/static/app.css", "/api/session", "/healthz"):
         headers = client.get(path).headers
@@ -263,9 +276,13 @@ def test_the_browser_learns_neither_purpose_nor_names_nor_a_blind_record_s_sugge
         assert word not in answer.text
 
 
-def test_errors_never_repeat_the_text_that_was_sent(site: Site, browserless: Callable[..., TestClient]) -> None:
+def test_errors_never_repeat_the_text_that_was_sent(
+    site: Site, browserless: Callable[..., TestClient]
+) -> None:
     site.person("Ana")
-    answer = browserless("Ana").post("/api/comments", json={"assignment_id": "Frau Meier hat Fieber", "text": 1})
+    answer = browserless("Ana").post(
+        "/api/comments", json={"assignment_id": "Frau Meier hat Fieber", "text": 1}
+    )
     assert answer.status_code == 422
     assert "Meier" not in answer.text
 

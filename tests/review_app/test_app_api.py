@@ -34,7 +34,9 @@ def test_a_simulated_annotator_labels_a_round_from_invitation_to_signature(
     site.round(8, blind_every=4)
     token = accounts.invite(site.db, Role.ANNOTATOR, "Simulated 1", accounts.OPERATOR)
     client = browserless()
-    answer = client.post("/api/invitation", json={"token": token, "name": "sim-1", "password": "a long password"})
+    answer = client.post(
+        "/api/invitation", json={"token": token, "name": "sim-1", "password": "a long password"}
+    )
     me = answer.json()
     assert answer.status_code == 200 and me["role"] == "annotator"
     client.headers["X-CSRF-Token"] = me["csrf"]
@@ -164,7 +166,9 @@ def test_a_database_that_cannot_be_written_is_said_so_and_nothing_is_called_save
     item = client.get("/api/next").json()["items"][0]
 
     def full(self: Database) -> Any:
-        raise StorageError("countersign.db", found="the disk is full", expected="space", next_step="Free some.")
+        raise StorageError(
+            "countersign.db", found="the disk is full", expected="space", next_step="Free some."
+        )
 
     monkeypatch.setattr(Database, "write", full)
     answer = client.post("/api/decisions", json=decision(item))
@@ -214,7 +218,19 @@ def test_text_that_no_database_can_hold_is_refused(
 
 @pytest.mark.parametrize("task", ["classification", "multilabel", "entities", "pairs"])
 @pytest.mark.parametrize(
-    "value", [1, True, {}, [], [[]], [{}], [1], "", {"start": 0}, [{"start": "0", "end": 2, "label": [], "quote": {}}]]
+    "value",
+    [
+        1,
+        True,
+        {},
+        [],
+        [[]],
+        [{}],
+        [1],
+        "",
+        {"start": 0},
+        [{"start": "0", "end": 2, "label": [], "quote": {}}],
+    ],
 )
 def test_a_value_of_another_shape_is_refused_or_legal_but_never_an_error_of_ours(
     tmp_path: Any, task: str, value: Any

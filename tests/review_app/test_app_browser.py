@@ -279,7 +279,9 @@ def test_a_session_that_ended_keeps_the_answers_until_the_next_login(
 def test_hostile_texts_are_shown_as_they_are_and_run_nowhere(
     tmp_path: Path, page: Any, desk: Callable[..., Any]
 ) -> None:
-    site = Site(tmp_path, labels=("<script>window.hacked = 1</script>", '"onmouseover="window.hacked=1', "Other"))
+    site = Site(
+        tmp_path, labels=("<script>window.hacked = 1</script>", '"onmouseover="window.hacked=1', "Other")
+    )
     site.person("Ana")
     site.round(len(HOSTILE), texts=HOSTILE, suggestion="<script>window.hacked = 1</script>")
     server = desk(site)
@@ -428,7 +430,8 @@ def test_utf16_offsets_become_code_points(site: Site, page: Any, desk: Callable[
     for at in range(len(text) + 1):
         utf16 = len(text[:at].encode("utf-16-le")) // 2
         got = page.evaluate(
-            "async ([text, at]) => (await import('/static/code_points.js')).codePointOffset(text, at)", [text, utf16]
+            "async ([text, at]) => (await import('/static/code_points.js')).codePointOffset(text, at)",
+            [text, utf16],
         )
         assert got == at
 

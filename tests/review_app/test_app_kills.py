@@ -142,7 +142,9 @@ def kill_server(folder: Path, kills: int) -> None:
         person.join(20)
     process.terminate()
     process.wait(20)
-    acknowledged = {annotation: record for person in people for annotation, record in person.acknowledged.items()}
+    acknowledged = {
+        annotation: record for person in people for annotation, record in person.acknowledged.items()
+    }
     assert [trouble for person in people for trouble in person.trouble] == []
     stored = {row["annotation_id"]: row["record_id"] for row in queue.decisions_of_round(site.db, 1)}
     assert len(acknowledged) >= 15 * (kills + 1)

@@ -50,10 +50,11 @@ def check_value(value: Any, text: str) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _cheap_passwords() -> Iterator[None]:
     """Argon2 as it ships takes 50 ms a password; `test_accounts` looks at the real settings."""
-    kept = accounts._hasher
+    kept = accounts._hasher, accounts._NOBODYS_HASH
     accounts._hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    accounts._NOBODYS_HASH = accounts._hasher.hash("nobody")
     yield
-    accounts._hasher = kept
+    accounts._hasher, accounts._NOBODYS_HASH = kept
 
 
 @pytest.fixture(scope="session")

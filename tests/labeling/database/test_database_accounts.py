@@ -1,6 +1,8 @@
 """Nobody gets in who was not invited, and nobody does what their role does not say."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +11,36 @@ from sqlalchemy import select
 
 from labeling.database import accounts, chain, queue, tables
 from labeling.database.accounts import OPERATOR, Right
-from labeling.database.connection import Database
+from labeling.database.connection import Database, open_database
+from labeling.paths import ProjectFolder
 from schemas.errors import Forbidden, QueueError
 from schemas.review import Role
 
 PASSWORD = "correct horse battery"
+
+
+@pytest.fixture
+def db(sqlite_db: Database) -> Database:
+    """Accounts use no feature in which the databases differ, but one: see the first test."""
+    return sqlite_db
+
+
+def test_accounts_work_on_postgresql_and_names_tried_at_once_are_all_counted(
+    postgresql_server: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    url = request.getfixturevalue("postgresql_url")
+    with open_database(ProjectFolder(tmp_path), url) as db:
+        ana = member(db)
+        assert accounts.login(db, "Ana", PASSWORD)[0] == ana
+
+        def fail(_: int) -> str:
+            with pytest.raises(Forbidden) as refused:
+                accounts.login(db, "nobody", "wrong password")
+            return str(refused.value)
+
+        with ThreadPoolExecutor(8) as pool:
+            said = list(pool.map(fail, range(8)))
+        assert sum("Wait 15 minutes" in one for one in said) == 3
 
 
 def member(db: Database, name: str = "Ana", role: Role = Role.ANNOTATOR) -> accounts.Account:
@@ -59,8 +86,7 @@ def test_neither_token_nor_password_is_stored(sqlite_db: Database) -> None:
     token = accounts.invite(sqlite_db, Role.ANNOTATOR, "Ana", OPERATOR)
     accounts.accept_invitation(sqlite_db, token, "ana", PASSWORD)
     _, session = accounts.login(sqlite_db, "ana", PASSWORD)
-    raw = sqlite_db.shown_as
-    content = open(raw, "rb").read()
+    content = Path(sqlite_db.shown_as).read_bytes()
     for secret in (token, session, PASSWORD):
         assert secret.encode() not in content
 
@@ -70,7 +96,7 @@ def test_passwords_are_argon2id_with_the_library_s_own_cost() -> None:
 
     made = PasswordHasher().hash("x")
     assert made.startswith("$argon2id$v=19$m=65536,t=3,p=4$")
-    assert "_hasher = PasswordHasher()" in open(accounts.__file__).read()
+    assert "_hasher = PasswordHasher()" in Path(accounts.__file__).read_text()
 
 
 @pytest.mark.parametrize("password", ["short", "", "x" * 1025])

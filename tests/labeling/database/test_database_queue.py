@@ -707,7 +707,7 @@ def test_whatever_people_do_the_counts_agree_with_the_rows(_sqlite_template: Any
     run_state_machine_as_test(
         Desk,
         settings=settings(
-            max_examples=12,
+            max_examples=6,
             stateful_step_count=20,
             deadline=None,
             derandomize=True,
