@@ -2,16 +2,17 @@
 
     python benchmarks/review_queue.py [--records 100000] [--annotators 50] [--seconds 20] [--think 1.0]
 
-Two loads, because they answer two questions. *Paced*: every annotator thinks for `--think` seconds on average, as a fast
-person does; p50 and p99 are what people wait. *Flat out*: nobody thinks; decisions per second is the limit. One decision
-is one transaction with its audit entry; "and next" reserves the next records when fewer than four are ready, as the page
-does.
+Two loads, because they answer two questions. *Paced*: every annotator thinks for `--think` seconds on average,
+as a fast person does; p50 and p99 are what people wait. *Flat out*: nobody thinks; decisions per second is the
+limit. One decision is one transaction with its audit entry; "and next" reserves the next records when fewer than
+four are ready, as the page does.
 """
 
 import argparse
 import json
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import sys
@@ -128,21 +129,18 @@ class Person(threading.Thread):
 
 def by_library(db: Database, account: str) -> Callable[[], float | None]:
     ready: list[queue.Assignment] = []
-    count = 0
 
     def act() -> float | None:
-        nonlocal count
         if not ready:
             ready.extend(queue.prefetch(db, account, 1, count=AHEAD))
         if not ready:
             return None
         held = ready.pop(0)
-        count += 1
         begun = time.perf_counter()
         queue.decide(
             db,
             account,
-            decision(held.assignment_id, held.version, f"{account}-{count}-key"),
+            decision(held.assignment_id, held.version, secrets.token_hex(8)),
             check_value=legal,
         )
         if len(ready) < AHEAD / 2:
@@ -211,20 +209,22 @@ def main() -> None:
             if name == "postgresql" and url is None:
                 results[name] = "not installed"
                 continue
-            with tempfile.TemporaryDirectory() as folder:
-                with open_database(ProjectFolder(Path(folder)), url) as db:
-                    begun = time.monotonic()
-                    people = fill(db, chosen.records, chosen.annotators)
-                    filled = time.monotonic() - begun
-                    paced = measure(db, people, think_s=chosen.think, seconds=chosen.seconds)
-                    flat_out = measure(db, people, think_s=0.0, seconds=chosen.seconds)
-                    problems = chain.verify_chain(db)
-                    results[name] = {
-                        "fill_s": round(filled, 1),
-                        "paced": paced,
-                        "flat_out": flat_out,
-                        "chain": "whole" if not problems else problems[:3],
-                    }
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                open_database(ProjectFolder(Path(folder)), url) as db,
+            ):
+                begun = time.monotonic()
+                people = fill(db, chosen.records, chosen.annotators)
+                filled = time.monotonic() - begun
+                paced = measure(db, people, think_s=chosen.think, seconds=chosen.seconds)
+                flat_out = measure(db, people, think_s=0.0, seconds=chosen.seconds)
+                problems = chain.verify_chain(db)
+                results[name] = {
+                    "fill_s": round(filled, 1),
+                    "paced": paced,
+                    "flat_out": flat_out,
+                    "chain": "whole" if not problems else problems[:3],
+                }
     print(json.dumps(results, indent=2))
 
 

@@ -52,7 +52,12 @@ class ScoreStore:
         return known | set(self.rejected.read(["record_id"])["record_id"].to_list())
 
     def rows(self, columns: Sequence[str], *, origin: str | None = None) -> pl.DataFrame:
-        """Scored rows; with `origin` only the shards made from that part of records, and those of chosen records."""
+        """Scored rows; with `origin` only the shards made from that part of records, and those of chosen records.
+
+        An origin nobody knows (scores brought over from another project with the same records) means all rows.
+        """
+        if not any(meta.get("origin") == origin for meta in self.scored.metas()):
+            origin = None
         frames = [
             self.scored.read_part(part, columns)
             for part in self.scored.parts()
@@ -102,12 +107,19 @@ def score_missing(
     Raises:
         IdentityChanged: the model was swapped; nothing of the shard at hand is stored.
         TooManyRejected: the shard's set-aside share is above `quality.max_rejected_share`; it is not stored either.
+            Shards too small to tell are judged together with those before them.
     """
+    asked = lost = 0
     fresh = (record for record in records if record[0] not in known)
     while shard := list(islice(fresh, project.limits.shard_records)):
         outcome = score_batch(engine, prompt, shard, over_long=project.prompts.over_long, on_record=on_record)
         _check_identity(engine, folder, store)
-        _check_share(outcome, project)
+        asked += len(shard)
+        lost += len(outcome.set_aside)
+        if len(shard) >= LEAST_FOR_SHARE:
+            _check_share(outcome, project, lost=len(outcome.set_aside), asked=len(shard))
+        elif asked >= LEAST_FOR_SHARE:
+            _check_share(outcome, project, lost=lost, asked=asked)
         commit(store, outcome, origin=origin)
         yield outcome
 
@@ -124,17 +136,15 @@ def _check_identity(engine: Engine, folder: ProjectFolder, store: ScoreStore) ->
         )
 
 
-def _check_share(outcome: BatchOutcome, project: Project) -> None:
-    total = len(outcome.scored) + len(outcome.set_aside)
-    share = len(outcome.set_aside) / total
-    if total >= LEAST_FOR_SHARE and share > project.quality.max_rejected_share:
+def _check_share(outcome: BatchOutcome, project: Project, *, lost: int, asked: int) -> None:
+    if outcome.set_aside and lost / asked > project.quality.max_rejected_share:
         reasons: dict[str, int] = {}
         for item in outcome.set_aside:
             reason = item.reason.split(":", 1)[0]
             reasons[reason] = reasons.get(reason, 0) + 1
         raise TooManyRejected(
             "pre-annotation",
-            found=f"{len(outcome.set_aside)} of {total} records without a usable reply ({reasons}); "
+            found=f"{lost} of {asked} records without a usable reply ({reasons}); "
             f"for example: {outcome.set_aside[0].reason}",
             expected=f"at most {project.quality.max_rejected_share:.0%} (quality.max_rejected_share)",
             next_step="Check the engine; this shard was not stored, earlier ones were. Run again to go on.",

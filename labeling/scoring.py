@@ -150,7 +150,8 @@ def fit_record(engine: Engine, prompt: Prompt, text: str, *, over_long: str) -> 
     Raises:
         PromptTooLong: it does not fit and the strategy is `refuse`, or not even the prompt without it fits.
     """
-    room = engine.context - 1  # one token for the answer
+    # One token for the answer, and one because llama.cpp calls a prompt cut as soon as both fill the context.
+    room = engine.context - 2
     whole = engine.tokenize(prompt.around(text))
     if len(whole.ids) <= room:
         return [whole], "whole"

@@ -17,6 +17,7 @@ from labeling.score_store import ScoreStore
 from labeling.storage import Table
 from labeling.students import Stack
 from schemas import tables
+from schemas.errors import StorageError
 from schemas.plan import Plan
 from schemas.project import Project
 
@@ -130,13 +131,30 @@ def write_suggestions(
         counted += frame.height
         if part.path not in done:
             # A student's word on a record it was trained on is worth nothing: those are settled already.
-            rows = _rows(suggester, frame.filter(~pl.col("record_id").is_in(list(trained))), part.path)
+            open_ones = frame.filter(~pl.col("record_id").is_in(list(trained)))
+            rows = _rows(suggester, open_ones, part.path)
+            _nothing_is_missing(open_ones, rows, set_aside, number)
             suggestions.append(rows, meta={"records_part": part.path})
         if progress is not None:
             progress(counted)
     if not rejected.exists:
         rejected.append(set_aside.unique("record_id", keep="first", maintain_order=True).to_arrow())
     return {"suggested": suggestions.rows(), "rejected": rejected.rows(), "records": counted}
+
+
+def _nothing_is_missing(
+    frame: pl.DataFrame, rows: Sequence[dict[str, Any]], set_aside: pl.DataFrame, number: int
+) -> None:
+    """Every record has a suggestion or a reason why not; anything else would be lost in silence."""
+    told = {row["record_id"] for row in rows} | set(set_aside["record_id"].to_list())
+    missing = [record_id for record_id in frame["record_id"].to_list() if record_id not in told]
+    if missing:
+        raise StorageError(
+            f"suggestions of round {number}",
+            found=f"{len(missing)} records with neither a score nor a reason, for example {missing[0]}",
+            expected="one of the two for every record",
+            next_step="Run pre_annotate again: it asks for what is missing.",
+        )
 
 
 def _rows(suggester: Suggester, frame: pl.DataFrame, origin: str) -> list[dict[str, Any]]:

@@ -186,7 +186,7 @@ class ScriptedEngine:
             "content": "",
             "stop_type": "limit",
             "tokens_evaluated": len(ids),
-            "truncated": False,
+            "truncated": len(ids) + 1 >= self.context,  # as llama.cpp has it
             "timings": {"cache_n": max(len(ids) - 8, 0), "prompt_n": min(len(ids), 8)},
         }
         if not body.get("n_predict"):
@@ -305,7 +305,9 @@ class _Connection(asyncio.Protocol):
         elif fault == "hang":
             pass
         elif fault == "slow":
-            self._trickle(_message(200, text.encode()))
+            head, _, rest = _message(200, text.encode()).partition(b"\r\n\r\n")
+            self._transport.write(head + b"\r\n\r\n")
+            self._trickle(rest)
         elif fault in ("500", "503", "429"):
             self._send({"error": {"code": int(fault), "message": "Loading model"}}, status=int(fault))
         elif fault == "malformed":

@@ -30,7 +30,8 @@ def full_sqlite(sqlite_clinic: Clinic) -> Database:
 
 
 def signed_round(clinic: Clinic) -> Database:
-    ana, lea = clinic.person("ana"), clinic.person("lea", Role.MANAGER)
+    ana = clinic.person("ana")
+    clinic.person("lea", Role.MANAGER)
     clinic.round(3)
     clinic.decide(ana, "Refill", comment="sure")
     clinic.decide(ana, "Billing")
