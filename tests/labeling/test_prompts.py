@@ -1,0 +1,225 @@
+"""Prompts: one record each, the record's characters untouched, every version known by its content."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ProjectFactory
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labeling.engines.protocol import LabelCode
+from labeling.project_file import parse_project
+from labeling.prompts import MAX_TEMPLATE_BYTES, Exemplar, PromptTemplate, bind, label_codes, load_template
+from schemas.errors import PromptFileError
+from schemas.project import Label
+
+CODES = (LabelCode("alpha", " alpha", 11), LabelCode("beta", " beta", 22))
+PROJECT = parse_project(
+    b"name: p\nsources: [{path: r.csv}]\nschema:\n  task: classification\n  instruction: Which letter?\n"
+    b"  labels: [{name: alpha, definition: The first.}, {name: beta}]\n",
+    "project.yaml",
+)
+
+
+def template(source: str) -> PromptTemplate:
+    return PromptTemplate("prompts/mine.jinja", source)
+
+
+def refusal(source: str) -> PromptFileError:
+    with pytest.raises(PromptFileError) as caught:
+        bind(template(source), PROJECT, CODES)
+    return caught.value
+
+
+@pytest.mark.parametrize("name", ["builtin:plain", "builtin:definitions"])
+def test_the_shipped_prompts_end_with_the_record_and_the_cue(name: str, tmp_path: Path) -> None:
+    prompt = bind(load_template(name, tmp_path), PROJECT, CODES)
+
+    assert "Which letter?" in prompt.prefix and "alpha" in prompt.prefix
+    assert prompt.cue == "\nLabel:"
+    assert prompt.around("a record") == prompt.prefix + "a record\nLabel:"
+
+
+@given(text=st.text(max_size=80))
+def test_a_records_own_characters_never_pass_through_the_template_language(text: str) -> None:
+    prompt = bind(template("Text: {{ text }}\nLabel:"), PROJECT, CODES)
+
+    assert prompt.around(text) == f"Text: {text}\nLabel:"
+
+
+def test_a_record_that_looks_like_a_template_is_shown_as_it_is() -> None:
+    prompt = bind(template("Text: {{ text }}\nLabel:"), PROJECT, CODES)
+
+    assert "{{ labels[0].name }} {% raw %}" in prompt.around("{{ labels[0].name }} {% raw %}")
+
+
+def test_exemplars_stand_before_the_record_in_the_words_the_model_answers_with(tmp_path: Path) -> None:
+    shown = (Exemplar("r1", "first text", "beta"),)
+
+    prompt = bind(load_template("builtin:plain", tmp_path), PROJECT, CODES, shown)
+
+    assert "Text: first text\nLabel: beta\n" in prompt.prefix
+    assert prompt.as_dict()["exemplars"] == ["r1"]
+
+
+def test_the_prompt_id_changes_with_everything_the_engine_reads() -> None:
+    base = "{{ instruction }}\nText: {{ text }}\nLabel:"
+    other_project = PROJECT.model_copy(
+        update={"label_schema": PROJECT.label_schema.model_copy(update={"instruction": "Which one?"})}
+    )
+    other_codes = (CODES[0], LabelCode("beta", " B", 23))
+    ids = [
+        bind(template(base), PROJECT, CODES).prompt_id,
+        bind(template(base + " "), PROJECT, CODES).prompt_id,
+        bind(template(base), other_project, CODES).prompt_id,
+        bind(template(base), PROJECT, other_codes).prompt_id,
+        bind(template(base), PROJECT, CODES, (Exemplar("r1", "a", "alpha"),)).prompt_id,
+    ]
+
+    assert len(set(ids)) == 5
+    assert ids[0] == bind(template(base), PROJECT, CODES).prompt_id
+    assert len(ids[0]) == 24
+
+
+def test_a_changed_file_is_a_new_version(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text("{{ text }}\nLabel:")
+    before = load_template("mine.jinja", tmp_path)
+    file.write_text("{{ text }}\n\nLabel:")
+
+    assert load_template("mine.jinja", tmp_path).sha256 != before.sha256
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("Label:", "{{ text }} 0 times"),
+        ("{{ text }} {{ text }}", "{{ text }} 2 times"),
+        ("{{ text }} {{ unknown }}", "'unknown' is undefined"),
+        ("{{ text", "unexpected"),
+        ("{% for x in %}{{ text }}", "Expected"),
+        ("{{ text.__class__.__mro__ }} {{ text }}", "unsafe"),
+    ],
+)
+def test_a_template_that_cannot_be_used_says_why(source: str, found: str) -> None:
+    error = refusal(source)
+
+    assert error.path == "prompt prompts/mine.jinja"
+    assert found.lower() in error.found.lower()
+    assert error.next_step
+
+
+def test_a_prompt_outside_the_project_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret.jinja").write_text("{{ text }}")
+    (tmp_path / "project").mkdir()
+
+    with pytest.raises(PromptFileError) as caught:
+        load_template("../secret.jinja", tmp_path / "project")
+
+    assert caught.value.found == "a path outside the project folder"
+
+
+def test_a_link_out_of_the_project_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret.jinja").write_text("{{ text }}")
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "mine.jinja").symlink_to(tmp_path / "secret.jinja")
+
+    with pytest.raises(PromptFileError) as caught:
+        load_template("mine.jinja", tmp_path / "project")
+
+    assert caught.value.found == "a path outside the project folder"
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"\xff\xfe", b"x" * (MAX_TEMPLATE_BYTES + 1)], ids=["none", "bytes", "long"]
+)
+def test_a_missing_unreadable_or_endless_prompt_file_is_named(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "mine.jinja").write_bytes(content)
+
+    with pytest.raises(PromptFileError) as caught:
+        load_template("mine.jinja", tmp_path)
+
+    assert "mine.jinja" in caught.value.path
+
+
+def test_an_unknown_shipped_prompt_names_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(PromptFileError) as caught:
+        load_template("builtin:../../secrets", tmp_path)
+
+    assert "builtin:plain" in caught.value.next_step
+
+
+# -- codes -----------------------------------------------------------------------------------------------------------
+
+
+def whole_words(text: str) -> tuple[int, ...]:
+    return (hash(text) & 0xFFFF,)
+
+
+def first_letters(text: str) -> tuple[int, ...]:
+    return tuple(ord(char) for char in text.strip())
+
+
+def labels(*names: str, **words: str) -> list[Label]:
+    return [Label(name=name, word=words.get(name, "")) for name in names]
+
+
+def test_labels_are_spelled_as_words_where_their_first_tokens_differ() -> None:
+    codes = label_codes(labels("sport", "money"), first_letters)
+
+    assert [(code.label, code.text, code.token_id) for code in codes] == [
+        ("sport", " sport", ord("s")),
+        ("money", " money", ord("m")),
+    ]
+
+
+def test_a_label_may_answer_with_another_word_than_its_name() -> None:
+    (first, _) = label_codes(labels("sport", "money", sport="athletics"), first_letters)
+
+    assert (first.label, first.text) == ("sport", " athletics")
+
+
+def test_labels_with_one_first_token_become_letters() -> None:
+    codes = label_codes(labels("sport", "spam"), first_letters)
+
+    assert [code.text for code in codes] == [" A", " B"]
+
+
+def test_words_that_cannot_be_told_apart_are_refused_when_words_are_demanded() -> None:
+    with pytest.raises(PromptFileError) as caught:
+        label_codes(labels("sport", "spam"), first_letters, style="words")
+
+    assert caught.value.path == "prompts.codes"
+
+
+def test_more_labels_than_single_tokens_are_refused() -> None:
+    many = labels(*(f"label {number}" for number in range(30)))
+
+    with pytest.raises(PromptFileError) as caught:
+        label_codes(many, first_letters, style="letters")
+
+    assert caught.value.found == "30 labels"
+    assert "at most 26" in caught.value.expected
+
+
+def test_every_code_of_the_shipped_model_is_one_token_of_its_own(real_engine: Any) -> None:
+    names = [f"kind {number}" for number in range(40)]
+
+    codes = label_codes(labels(*names), real_engine.token_ids, style="letters")
+
+    assert len({code.token_id for code in codes}) == 40
+    assert all(real_engine.token_ids(code.text) == (code.token_id,) for code in codes)
+
+
+def test_a_prompt_file_of_the_project_is_used_by_its_setup(
+    project_folder: ProjectFactory, tmp_path: Path
+) -> None:
+    project, folder = project_folder([], prompts={"files": ["prompts/own.jinja"]})
+    (folder.root / "prompts").mkdir()
+    (folder.root / "prompts" / "own.jinja").write_text("Mine: {{ text }}\n=>")
+
+    prompt = bind(load_template(project.prompts.files[0], folder.root), project, CODES)
+
+    assert prompt.around("x") == "Mine: x\n=>"
