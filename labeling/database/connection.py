@@ -24,6 +24,7 @@ from labeling.paths import ProjectFolder
 from schemas.errors import LabelingError, StorageError
 
 BUSY_TIMEOUT_S = 5.0
+TURN_TIMEOUT_S = 30.0  # threads of our own process: the queue moves, so waiting longer loses nothing
 _MIGRATION_LOCK = 0x636F756E  # any number of our own: PostgreSQL's advisory lock while migrations run
 
 
@@ -59,8 +60,13 @@ class Database:
         """One transaction that holds the write lock from its start. Leaving the block without an error
         commits.
         """
-        if self._turn is not None and not self._turn.acquire(timeout=BUSY_TIMEOUT_S):
-            raise self._locked()
+        if self._turn is not None and not self._turn.acquire(timeout=TURN_TIMEOUT_S):
+            raise StorageError(
+                self.shown_as,
+                found=f"more writing at once than the disk keeps up with for {TURN_TIMEOUT_S:.0f} s",
+                expected="a turn to write",
+                next_step="Nothing was saved. Try again; use PostgreSQL for many people on a slow disk.",
+            )
         try:
             with self._translated(), self.engine.connect() as connection, connection.begin():
                 yield connection
