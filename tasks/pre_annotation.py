@@ -15,7 +15,7 @@ from labeling.storage import project_lock, read_json
 from labeling.suggesting import write_suggestions
 from schemas.errors import IdentityChanged
 from tasks.progress import Progress
-from tasks.retrying import RETRY
+from tasks.retrying import ALWAYS, RETRY
 
 SECONDS_A_TASK = 240.0
 
@@ -68,7 +68,7 @@ def score_for_a_while(project_path: str, round_number: int) -> dict[str, Any]:
     return {"left": 0, "scored": scored, "seconds": time.monotonic() - started}
 
 
-@task(name="write suggestions")
+@task(name="write suggestions", **ALWAYS)
 def suggest(project_path: str, round_number: int) -> dict[str, Any]:
     """Turns scores into the suggestions of the round; returns counts."""
     project, folder = load_project(project_path)

@@ -14,10 +14,10 @@ from labeling.reviewing import queue_sample, sample_labels
 from labeling.setup import draw_sample, measure_prompts, sample_gold, save_setup
 from labeling.storage import project_lock
 from tasks.progress import Progress
-from tasks.retrying import RETRY
+from tasks.retrying import ALWAYS, RETRY
 
 
-@task(name="ingest sources")
+@task(name="ingest sources", **ALWAYS)
 def ingest_sources(project_path: str) -> dict[str, Any]:
     """Adds what is new in the sources; returns counts."""
     project, folder = load_project(project_path)
@@ -51,7 +51,7 @@ def embed_records(project_path: str) -> int:
     return added
 
 
-@task(name="draw and queue the sample")
+@task(name="draw and queue the sample", **ALWAYS)
 def queue_setup_sample(project_path: str, rehearsal: bool) -> dict[str, Any]:
     """Draws the sample and puts it before people, unless the source knows its labels; returns what is missing."""
     project, folder = load_project(project_path)

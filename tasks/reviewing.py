@@ -16,10 +16,10 @@ from labeling.reporting import write_report
 from labeling.reviewing import open_review, settled_values, write_annotations
 from labeling.storage import project_lock
 from tasks.progress import Progress
-from tasks.retrying import RETRY
+from tasks.retrying import ALWAYS, RETRY
 
 
-@task(name="open the queue")
+@task(name="open the queue", **ALWAYS)
 def open_queue(project_path: str, round_number: int, rehearsal: bool) -> dict[str, Any]:
     """Chooses the round's records and puts them before people; returns what is missing for the gate."""
     project, folder = load_project(project_path)
@@ -33,7 +33,7 @@ def open_queue(project_path: str, round_number: int, rehearsal: bool) -> dict[st
         return {"items": items, "missing": rounds.missing(db, round_number)}
 
 
-@task(name="write annotations")
+@task(name="write annotations", **ALWAYS)
 def close_queue(project_path: str, round_number: int) -> int:
     """Writes the signed round's decisions as a table; returns the number of decisions."""
     project, folder = load_project(project_path)
@@ -41,7 +41,7 @@ def close_queue(project_path: str, round_number: int) -> int:
         return write_annotations(project, folder, db, round_number).height
 
 
-@task(name="check quality")
+@task(name="check quality", **ALWAYS)
 def check_quality(project_path: str, round_number: int) -> dict[str, Any]:
     """Agreement, findings, disputes; once no dispute is open: gold, figures and the report."""
     project, folder = load_project(project_path)
@@ -57,7 +57,7 @@ def check_quality(project_path: str, round_number: int) -> dict[str, Any]:
         return {**begun, **settled}
 
 
-@task(name="export release")
+@task(name="export release", **ALWAYS)
 def release(project_path: str, round_number: int) -> dict[str, Any]:
     """Runs the checks and writes the release; raises ReleaseBlocked with what failed."""
     project, folder = load_project(project_path)

@@ -93,6 +93,17 @@ def test_a_flow_killed_three_times_ends_with_the_same_suggestions(
     kill_and_resume(installation, lettered, records=200, kills=3)
 
 
+def test_scoring_that_takes_several_tasks_ends(installation: Any, lettered: Callable[..., Any]) -> None:
+    root, engine = prepared(installation, lettered, 60)
+    hasty = "import tasks.pre_annotation as t; t.SECONDS_A_TASK = 0.0\n" + FLOW
+
+    code = installation.start(hasty, root).wait(timeout=120)
+
+    assert code == 0
+    assert len(committed(root)) == 60
+    assert max(engine.asked.values()) == 1
+
+
 @pytest.mark.campaign
 def test_a_flow_killed_ten_times_over_2000_records_ends_with_the_same_suggestions(
     installation: Any, lettered: Callable[..., Any]
