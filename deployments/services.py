@@ -3,6 +3,7 @@
 Everything listens on loopback, keeps its state under `labeling.paths.services()` and is told to phone nobody.
 """
 
+import ctypes
 import os
 import signal
 import socket
@@ -115,9 +116,19 @@ def _spawn(name: str, command: Sequence[str], environment: Mapping[str, str]) ->
             stderr=out,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
             cwd=root,
             env={**os.environ, **environment, "PYTHONPATH": root},
         )
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """A killed `countersign` must not leave services behind: the kernel ends them (Linux)."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def log_path(name: str) -> Path:
