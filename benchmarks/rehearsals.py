@@ -6,6 +6,8 @@ FILE is a Parquet file with columns record_id, text and label (a data set of you
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,6 @@ from typing import Any
 import polars as pl
 import yaml
 
-from countersign.rehearsing import Rehearsal
 from labeling.storage import write_bytes
 
 PROJECTS: dict[str, dict[str, Any]] = {
@@ -63,7 +64,12 @@ def rehearse(name: str, source: Path, *, records: int, error: float, folder: Pat
     }
     write_bytes(folder / "project.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
     write_bytes(folder / "guideline.md", b"# Guideline\n\nOne label for every record.\n")
-    return Rehearsal(project=folder, truth="label", annotator_error=error).run()
+    command = [sys.executable, "-m", "countersign.main", "rehearse", str(folder), "--truth", "label"]
+    done = subprocess.run(
+        [*command, "--annotator-error", str(error), "--json"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
 
 
 def main() -> None:
