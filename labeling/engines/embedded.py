@@ -5,9 +5,14 @@ import secrets
 import socket
 from pathlib import Path
 
+import psutil
+
 from labeling.engines.http import EngineConnection
 from labeling.engines.llama_server import LlamaServer, LlamaServerEmbedder
 from labeling.engines.model_files import digest_of
+from schemas.errors import ModelFileError
+
+LOOK_S = 0.5
 
 
 def _free_port() -> int:
@@ -18,8 +23,14 @@ def _free_port() -> int:
 
 
 def free_cores() -> int:
-    """Cores this process may use. The kernels' threads spin, so more of them than cores slow everything down."""
-    return max(1, len(os.sched_getaffinity(0)))
+    """Cores that are free now, at least one.
+
+    The kernels' threads spin at their barriers: one thread more than there are free cores slows all of them down
+    tenfold, one thread fewer costs its share only.
+    """
+    cores = len(os.sched_getaffinity(0))
+    busy = psutil.cpu_percent(interval=LOOK_S) / 100.0 * (os.cpu_count() or cores)
+    return max(1, min(cores, round(cores - busy)))
 
 
 def _start(
@@ -49,7 +60,16 @@ def _start(
         settings.embedding = True
         settings.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
         settings.n_ubatch = settings.n_batch = max(context, 512)
-    server = xllamacpp.Server(settings)
+    try:
+        server = xllamacpp.Server(settings)
+    except RuntimeError as error:
+        raise ModelFileError(
+            str(model),
+            found=str(error),
+            expected="weights that llama.cpp can load",
+            next_step="The file is damaged, of a newer format, or too large for this machine: convert it again or "
+            "use a smaller model or engine.context.",
+        ) from error
     return (
         server,
         EngineConnection(server.listening_address, timeout_s=600, api_key=key),
