@@ -1,15 +1,20 @@
 """A new project folder with guesses from a file; every key explained."""
 
+import csv
 import json
+import re
 from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from labeling.ingest import read_rows
 from labeling.project_file import parse_project, project_json_schema
 from labeling.storage import write_bytes, write_json
-from schemas.errors import ProjectError
+from schemas.errors import ManyProblems, ProjectError, SourceError
 from schemas.project import Limits, Source
 
 SAMPLE_ROWS = 2000
@@ -36,7 +41,12 @@ def initialize(folder: Path, *, task: str, source: Path | None) -> list[Path]:
         )
     guess = _guess(source) if source is not None else {"text": "text", "id": None, "labels": []}
     text = _project_text(folder, task, source, guess)
-    parse_project(text.encode(), str(target))  # what is written can be read
+    try:
+        parse_project(text.encode(), str(target))  # what is written can be read
+    except (ManyProblems, ProjectError):
+        guess = {**guess, "labels": []}  # values that cannot all be labels: too long, or they read alike
+        text = _project_text(folder, task, source, guess)
+        parse_project(text.encode(), str(target))
     write_bytes(target, text.encode())
     write_bytes(folder / "guideline.md", _guideline(guess["labels"]).encode())
     write_json(folder / "project.schema.json", project_json_schema())
@@ -45,22 +55,35 @@ def initialize(folder: Path, *, task: str, source: Path | None) -> list[Path]:
 
 def _columns(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
     """Column names and the first rows, read by the same strict parser that ingest uses."""
-    if path.suffix.lower() == ".parquet":
-        import pyarrow.parquet as pq
-
-        names = list(pq.read_schema(path).names)
-    elif path.suffix.lower() == ".csv":
-        import csv
-
-        with path.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            names = next(csv.reader(file), [])
-    else:
-        with path.open("rb") as lines:
-            first = next((line for line in lines if line.strip()), b"{}")
-        value = json.loads(first)
-        names = list(value) if isinstance(value, dict) else []
+    kind = path.suffix.lower()
+    if not path.is_file() or kind not in (".csv", ".jsonl", ".ndjson", ".parquet"):
+        raise SourceError(
+            str(path),
+            found="no such file" if not path.is_file() else f"a file that ends in {kind or 'nothing'}",
+            expected="a .csv, .jsonl, .ndjson or .parquet file",
+            next_step="Give another file, or none and write the columns into project.yaml yourself.",
+        )
+    try:
+        present = _names_in(path, kind)
+    except (ValueError, csv.Error, pa.ArrowException, OSError) as error:
+        raise SourceError(
+            str(path),
+            found=str(error)[:200].encode("utf-8", "backslashreplace").decode(),
+            expected="readable rows",
+            next_step="Check the export that made it.",
+        ) from error
+    # A name that is empty (the index column of many exports), endless or there twice cannot be named in project.yaml.
+    names = [
+        name for name in present if 0 < len(name) <= 80 and name == name.strip() and present.count(name) == 1
+    ]
+    names = [name for name in names if name.isprintable()]
     if not names:
-        return [], []
+        raise SourceError(
+            str(path),
+            found=f"{len(present)} columns, none of which has a usable name",
+            expected="a header with names",
+            next_step="Name the columns in the file.",
+        )
     source = Source(path=path.name, text=names[0], metadata=tuple(names[1:]))
     rows = [
         dict(row.values)
@@ -68,6 +91,23 @@ def _columns(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
         if row.values is not None
     ]
     return names, rows
+
+
+def _names_in(path: Path, kind: str) -> list[str]:
+    if kind == ".parquet":
+        return list(pq.read_schema(path).names)
+    if kind == ".csv":
+        with path.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            return next(csv.reader(file), [])
+    with path.open("rb") as lines:
+        for line in islice(lines, SAMPLE_ROWS):
+            try:
+                value = json.loads(line.decode("utf-8-sig"))
+            except (ValueError, RecursionError):
+                continue  # ingest sets such a line aside
+            if isinstance(value, dict):
+                return list(value)
+    return []
 
 
 def _guess(path: Path) -> dict[str, Any]:
@@ -95,13 +135,11 @@ def _project_text(folder: Path, task: str, source: Path | None, guess: dict[str,
     hint = '      definition: ""      # one sentence an annotator can apply'
     named = [f"    - name: {json.dumps(label, ensure_ascii=False)}\n{hint}" for label in labels]
     rows = "" if task == "pairs" else "\n".join(["  labels:", *named])
-    name = "".join(
-        char if char.isalnum() and char.isascii() else "-" for char in folder.resolve().name.lower()
-    ).strip("-")
+    name = re.sub("[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:60].strip("-")
     identifier = json.dumps(guess["id"], ensure_ascii=False) if guess["id"] else "null"
     return f"""# yaml-language-server: $schema=./project.schema.json
 version: 1
-name: {name or "project"}            # short name in deployments and the UI
+name: "{name or "project"}"          # short name in deployments and the UI
 title: ""                 # what people see
 schema:
   task: {task}
