@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Site
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
+from review_site import Site
 
 from labeling.database import accounts, rounds
 from review_app import access

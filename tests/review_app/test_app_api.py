@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import schemathesis
-from conftest import Site
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, settings
+from review_site import Site
 
 from labeling.database import accounts, chain, queue, rounds
 from labeling.database.connection import Database

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import PASSWORD, Server, Site
 from fastapi import FastAPI
+from review_site import PASSWORD, Server, Site
 
 from labeling.database import accounts, chain, queue, rounds
 from schemas.review import Role, SignOff

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import LABELS, PASSWORD, Site
+from review_site import LABELS, PASSWORD, Site
 
 from labeling.database import chain, queue, rounds
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Clinic, Clock
+from clinic import Clinic, Clock
 from sqlalchemy import select
 
 from labeling.database import accounts, chain, queue, tables

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Clinic
+from clinic import Clinic
 from sqlalchemy import Connection, delete, insert, select, text, update
 
 from labeling.database import chain, queue, rounds, tables

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import Clinic
+from clinic import Clinic
 
 from labeling.database import chain, queue, rounds
 from labeling.database.connection import Database, open_database
@@ -78,14 +78,13 @@ def test_racing_claims_of_processes_never_exceed_a_record_s_overlap(
     assert len(got) == len(set(got)) == 25
 
 
-def test_a_thousand_doubled_submissions_are_a_thousand_decisions(sqlite_clinic: Clinic) -> None:
-    clinic = sqlite_clinic
+def double_submissions(clinic: Clinic, times: int) -> None:
     people = [clinic.person(f"person {number}") for number in range(4)]
-    clinic.round(1_000)
+    clinic.round(times)
 
     def send_twice(account_id: str) -> list[tuple[str, str]]:
         answers = []
-        for held in queue.prefetch(clinic.db, account_id, count=250):
+        for held in queue.prefetch(clinic.db, account_id, count=times // 4):
             sent = clinic.decision(held, idempotency_key=f"key-{account_id}-{held.record_id}")
             first = queue.decide(clinic.db, account_id, sent, check_value=clinic.check_value)
             second = queue.decide(clinic.db, account_id, sent, check_value=clinic.check_value)
@@ -94,10 +93,19 @@ def test_a_thousand_doubled_submissions_are_a_thousand_decisions(sqlite_clinic: 
 
     with ThreadPoolExecutor(4) as pool:
         answers = [pair for pairs in pool.map(send_twice, [p.id for p in people]) for pair in pairs]
-    assert len(answers) == 1_000
+    assert len(answers) == times
     assert all(first == second for first, second in answers)
     stored = [row["annotation_id"] for row in queue.decisions_of_round(clinic.db, 1)]
-    assert len(stored) == len(set(stored)) == 1_000
+    assert len(stored) == len(set(stored)) == times
+
+
+def test_two_hundred_doubled_submissions_are_two_hundred_decisions(sqlite_clinic: Clinic) -> None:
+    double_submissions(sqlite_clinic, 200)
+
+
+@pytest.mark.campaign
+def test_a_thousand_doubled_submissions_are_a_thousand_decisions(clinic: Clinic) -> None:
+    double_submissions(clinic, 1_000)
 
 
 def test_submissions_doubled_at_the_same_moment_are_stored_once(

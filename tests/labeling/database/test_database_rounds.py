@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from conftest import Clinic
+from clinic import Clinic
 from sqlalchemy import select
 
 from labeling.database import accounts, chain, queue, rounds, tables
