@@ -30,7 +30,8 @@ def free_cores() -> int:
     """
     cores = len(os.sched_getaffinity(0))
     busy = psutil.cpu_percent(interval=LOOK_S) / 100.0 * (os.cpu_count() or cores)
-    return max(1, min(cores, round(cores - busy)))
+    free: int = round(cores - busy)
+    return max(1, min(cores, free))
 
 
 def _start(
