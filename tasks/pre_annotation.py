@@ -73,5 +73,7 @@ def suggest(project_path: str, round_number: int) -> dict[str, Any]:
     """Turns scores into the suggestions of the round; returns counts."""
     project, folder = load_project(project_path)
     with project_lock(folder.lock, "suggestions"):
+        started = time.monotonic()
         plan = load_plan(folder, round_number)
-        return write_suggestions(project, folder, plan, Vectors.load(project, folder))
+        counts = write_suggestions(project, folder, plan, Vectors.load(project, folder))
+    return {**counts, "suggest_seconds": time.monotonic() - started}
