@@ -40,7 +40,7 @@ BARE_PROMPTS = 24
 
 def bare_prefill(engine: Engine, prompt: Prompt) -> float:
     """Uncached prompt tokens a second of the engine alone."""
-    dice = random.Random(1)  # noqa: S311
+    dice = random.Random(1)
     words = engine.token_ids(
         " the patient asks for a visit next week because of pain and would like to know more"
     )

@@ -1,0 +1,50 @@
+"""All benchmarks, one after the other: `make benchmarks`. Results go to docs/benchmarks/*.json and docs/benchmarks.md.
+
+Rehearsals need labelled data of your own: set COUNTERSIGN_BENCHMARK_DATA to a folder that holds ag_news/test.parquet and
+sms_spam/all.parquet (columns record_id, text, label); without it their last results stay as they are.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.page import write_page
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "benchmarks"
+COMMANDS = {
+    "engine_share": ["-m", "benchmarks.engine_share"],
+    "overhead": ["-m", "benchmarks.overhead"],
+    "review_queue": ["-m", "benchmarks.review_queue"],
+}
+DATA = {
+    "rehearse_ag_news": ("ag_news", "ag_news/test.parquet"),
+    "rehearse_sms_spam": ("sms_spam", "sms_spam/all.parquet"),
+}
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """Runs one benchmark and stores what it printed."""
+    print(f"{name} …", file=sys.stderr, flush=True)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(json.loads(done.stdout), indent=2) + "\n", "utf-8")
+
+
+def main() -> None:
+    """Runs everything that can be run here, then writes the page."""
+    for name, arguments in COMMANDS.items():
+        run(name, arguments)
+    data = os.environ.get("COUNTERSIGN_BENCHMARK_DATA")
+    if data:
+        for name, (dataset, file) in DATA.items():
+            run(name, ["-m", "benchmarks.rehearsals", dataset, str(Path(data) / file)])
+    write_page(RESULTS, ROOT / "docs" / "benchmarks.md")
+
+
+if __name__ == "__main__":
+    main()
