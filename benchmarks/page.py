@@ -6,9 +6,9 @@ from typing import Any
 
 HEAD = """# Measured figures
 
-Every figure here was printed by a command in `benchmarks/` and is stored in `docs/benchmarks/`; this page is written by
-`python -m benchmarks.page`, all of it anew by `make benchmarks`. Machine: 2 cores, 24 GiB, no GPU, shared with other work
-while it measured, so that speeds are lower bounds.
+Every figure here was printed by a command in `benchmarks/` and is stored in `docs/benchmarks/`; this page is written
+by `python -m benchmarks.page`, all of it anew by `make benchmarks`. Machine: 2 cores, 24 GiB, no GPU, shared with other
+work while it measured, so that speeds are lower bounds.
 """
 TITLES = {
     "rehearse_ag_news": "Rehearsal: AG News, first 2,000 records (`python -m benchmarks.rehearsals ag_news FILE`)",

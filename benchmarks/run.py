@@ -1,7 +1,7 @@
 """All benchmarks, one after the other: `make benchmarks`. Results go to docs/benchmarks/*.json and docs/benchmarks.md.
 
-Rehearsals need labelled data of your own: set COUNTERSIGN_BENCHMARK_DATA to a folder that holds ag_news/test.parquet and
-sms_spam/all.parquet (columns record_id, text, label); without it their last results stay as they are.
+Rehearsals need labelled data of your own: set COUNTERSIGN_BENCHMARK_DATA to a folder that holds ag_news/test.parquet
+and sms_spam/all.parquet (columns record_id, text, label); without it their last results stay as they are.
 """
 
 import json
