@@ -11,6 +11,7 @@ from labeling.database import accounts, queue, rounds
 from labeling.database.accounts import PASSWORD_LEAST, Right
 from review_app import api, board
 from review_app.access import PRE_LOGIN_COOKIE, Open, csrf_token, needs, new_form_token
+from review_app.guard import REPORT_CSP
 from review_app.wording import guideline_html, value_words
 from schemas.errors import Forbidden, QueueError
 from schemas.review import Role, RoundState
@@ -234,7 +235,7 @@ def report(request: Request, number: int) -> Response:
     path = settings.folder.round(number).report
     if number not in rounds.round_numbers(request.app.state.db) or not path.is_file():
         return problem_page(request, 404, "no report of that round yet", "Quality assurance writes it.")
-    return HTMLResponse(path.read_text("utf-8"))
+    return HTMLResponse(path.read_text("utf-8"), headers={"content-security-policy": REPORT_CSP})
 
 
 @router.get("/people")

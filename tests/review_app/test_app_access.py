@@ -309,3 +309,21 @@ def test_a_signed_round_answers_a_late_decision_with_what_to_do(
     answer = ana.post("/api/decisions", json=sent)
     assert answer.status_code == 422
     assert "Nothing was saved" in answer.json()["next"]
+
+
+def test_a_round_s_report_is_shown_with_its_styles_and_can_run_nothing(
+    site: Site, browserless: Callable[..., TestClient]
+) -> None:
+    site.person("Lea", Role.MANAGER)
+    site.round(1)
+    lea = browserless("Lea")
+    assert lea.get("/reports/1").status_code == 404
+    report = site.folder.round(1).report
+    report.parent.mkdir(parents=True)
+    report.write_text("<style>h1 {color: red}</style><h1>Round 1</h1>", encoding="utf-8")
+    answer = lea.get("/reports/1")
+    assert answer.status_code == 200 and "Round 1" in answer.text
+    policy = answer.headers["content-security-policy"]
+    assert policy.endswith("sandbox") and "script-src" not in policy and "default-src 'none'" in policy
+    assert lea.get("/reports/2").status_code == 404
+    assert lea.get("/reports/..%2f..%2fetc").status_code in (404, 422)
