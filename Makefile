@@ -25,6 +25,9 @@ faults: $(VENV)/dev.stamp models
 benchmarks: $(VENV)/dev.stamp models
 	$(BIN)/python -m benchmarks.run
 
+engines: $(VENV)/run.stamp
+	PYTHON=$(BIN)/python deployments/build_engines.sh
+
 lock: $(VENV)/dev.stamp
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet requirements/run.in -o requirements/run.txt

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Builds a real Ollama and a real llama-server from registry packages into the folder that git ignores.
+#   deployments/build_engines.sh [ollama|llama-server|all]
+# Needs Go and a C++ compiler (Ollama), cmake and ninja (llama-server). Nothing is built twice.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+home=${COUNTERSIGN_HOME:-$root/.cache/countersign}
+out=$home/engines
+what=${1:-all}
+python=${PYTHON:-$root/.venv/bin/python}
+OLLAMA=0.24.0
+LLAMA_CPP_PYTHON=0.3.36
+mkdir -p "$out/bin" "$out/src"
+
+# The MIT source distribution of llama-cpp-python carries llama.cpp and the header-only libraries Ollama's module leaves out.
+source_tree() {
+  if [ ! -d "$out/src/llama.cpp" ]; then
+    rm -rf "$out/src/sdist" && mkdir -p "$out/src/sdist"
+    "$python" -m pip download --quiet --no-deps --no-build-isolation --no-binary llama-cpp-python \
+      --dest "$out/src/sdist" "llama-cpp-python==$LLAMA_CPP_PYTHON" 2>/dev/null ||
+      "$python" -m pip download --quiet --no-deps --no-binary llama-cpp-python \
+        --dest "$out/src/sdist" "llama-cpp-python==$LLAMA_CPP_PYTHON"
+    tar -xzf "$out"/src/sdist/llama_cpp_python-*.tar.gz -C "$out/src/sdist"
+    mv "$out"/src/sdist/llama_cpp_python-*/vendor/llama.cpp "$out/src/llama.cpp"
+  fi
+}
+
+if [ "$what" != llama-server ] && [ ! -x "$out/bin/ollama" ]; then
+  source_tree
+  echo "building Ollama $OLLAMA (some minutes) ..." >&2
+  CGO_ENABLED=1 GOBIN="$out/bin" GOFLAGS=-mod=mod \
+    CGO_CPPFLAGS="-I$out/src/llama.cpp/vendor" CGO_CFLAGS="-O3 -march=native" CGO_CXXFLAGS="-O3 -march=native" \
+    go install -ldflags "-X github.com/ollama/ollama/version.Version=$OLLAMA" "github.com/ollama/ollama@v$OLLAMA"
+fi
+if [ "$what" != ollama ] && [ ! -x "$out/bin/llama-server" ]; then
+  source_tree
+  echo "building llama-server and llama-bench (some minutes) ..." >&2
+  cmake -S "$out/src/llama.cpp" -B "$out/src/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON \
+    -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DBUILD_SHARED_LIBS=OFF >/dev/null
+  cmake --build "$out/src/build" --target llama-server llama-bench >/dev/null
+  cp "$out"/src/build/bin/llama-server "$out"/src/build/bin/llama-bench "$out/bin/"
+fi
+ls "$out/bin"
