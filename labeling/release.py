@@ -18,7 +18,16 @@ from labeling.expectations import SPLITS, Check, check, suite, suite_hash
 from labeling.near_duplicates import leakage_safe_split, near_duplicate_groups
 from labeling.paths import ProjectFolder
 from labeling.record_store import record_ids, rows_of
-from labeling.storage import Table, read_json, sha256_of, write_bytes, write_json
+from labeling.storage import (
+    Table,
+    read_json,
+    refused,
+    sha256_of,
+    sync_folder,
+    sync_tree,
+    write_bytes,
+    write_json,
+)
 from labeling.suggesting import load_suggestions
 from labeling.task_types import task_type
 from schemas import tables
@@ -115,17 +124,54 @@ def export_release(
         "suite_hash": suite_hash(rules),
         "audit_head": {"seq": seq, "hash": digest},
     }
-    manifest = _write(project, folder, number, table=table, provenance=provenance, checks=checks, facts=facts)
-    with db.write() as connection:
-        chain.append(
-            connection,
-            actor="flow",
-            action="release.exported",
-            object=f"release:v{number}",
-            payload={"manifest_sha256": sha256_of(target / "manifest.json"), "counts": counts},
-            utc=db.now(),
+    try:
+        manifest = _publish(
+            project, folder, db, number, table=table, provenance=provenance, checks=checks, facts=facts
         )
+    except OSError as error:
+        raise refused(target, error) from error
     return target, manifest
+
+
+def _publish(
+    project: Project,
+    folder: ProjectFolder,
+    db: Database,
+    number: int,
+    *,
+    table: pl.DataFrame,
+    provenance: pl.DataFrame,
+    checks: list[Check],
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """Writes everything beside, commits to it in the audit chain, then renames: a release is whole or not there."""
+    target = folder.release(number)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for abandoned in target.parent.glob(".tmp-*"):  # of an export that was killed
+        shutil.rmtree(abandoned)
+    scratch = Path(tempfile.mkdtemp(prefix=".tmp-", dir=target.parent))
+    try:
+        manifest = _write(
+            project, folder, number, scratch, table=table, provenance=provenance, checks=checks, facts=facts
+        )
+        sync_tree(scratch)
+        # Told before it can be seen: killed in between, the next export makes it again and tells it again.
+        with db.write() as connection:
+            chain.append(
+                connection,
+                actor="flow",
+                action="release.exported",
+                object=f"release:v{number}",
+                payload={"manifest_sha256": sha256_of(scratch / "manifest.json"), "counts": facts["counts"]},
+                utc=db.now(),
+            )
+        scratch.chmod(0o755)
+        scratch.rename(target)
+        sync_folder(target.parent)
+        return manifest
+    finally:
+        if scratch.exists():
+            shutil.rmtree(scratch)
 
 
 def _tables(
@@ -310,55 +356,44 @@ def _write(
     project: Project,
     folder: ProjectFolder,
     number: int,
+    scratch: Path,
     *,
     table: pl.DataFrame,
     provenance: pl.DataFrame,
     checks: list[Check],
     facts: dict[str, Any],
 ) -> dict[str, Any]:
-    """Writes everything beside and renames the folder: a release is whole or not there."""
-    target = folder.release(number)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".tmp-", dir=target.parent))
-    try:
-        kind = task_type(project)
-        for split in SPLITS:
-            rows = table.filter(pl.col("split") == split).sort("record_id")
-            _write_data(project, scratch / "data" / f"{split}.parquet", rows, kind)
-        (scratch / "data").mkdir(exist_ok=True)
-        pq.write_table(
-            provenance.to_arrow().cast(PROVENANCE), scratch / "provenance.parquet", compression="zstd"
-        )
-        write_json(
-            scratch / "validation.json",
-            {"success": True, "checks": [outcome.as_dict() for outcome in checks]},
-        )
-        write_bytes(scratch / "report.html", folder.round(number).report.read_bytes())
-        files = sorted(path for path in scratch.rglob("*") if path.is_file())
-        write_json(
-            scratch / "croissant.json", croissant(project, facts, {p: sha256_of(p) for p in files}, scratch)
-        )
-        write_bytes(scratch / "README.md", dataset_card(project, facts).encode())
-        files = sorted(path for path in scratch.rglob("*") if path.is_file())
-        manifest = {
-            **facts,
-            "files": [
-                {
-                    "path": str(path.relative_to(scratch)),
-                    "rows": pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None,
-                    "bytes": path.stat().st_size,
-                    "sha256": sha256_of(path),
-                }
-                for path in files
-            ],
-        }
-        write_json(scratch / "manifest.json", manifest)
-        scratch.chmod(0o755)
-        scratch.rename(target)
-        return manifest
-    finally:
-        if scratch.exists():
-            shutil.rmtree(scratch)
+    kind = task_type(project)
+    for split in SPLITS:
+        rows = table.filter(pl.col("split") == split).sort("record_id")
+        _write_data(project, scratch / "data" / f"{split}.parquet", rows, kind)
+    (scratch / "data").mkdir(exist_ok=True)
+    pq.write_table(provenance.to_arrow().cast(PROVENANCE), scratch / "provenance.parquet", compression="zstd")
+    write_json(
+        scratch / "validation.json",
+        {"success": True, "checks": [outcome.as_dict() for outcome in checks]},
+    )
+    write_bytes(scratch / "report.html", folder.round(number).report.read_bytes())
+    files = sorted(path for path in scratch.rglob("*") if path.is_file())
+    write_json(
+        scratch / "croissant.json", croissant(project, facts, {p: sha256_of(p) for p in files}, scratch)
+    )
+    write_bytes(scratch / "README.md", dataset_card(project, facts).encode())
+    files = sorted(path for path in scratch.rglob("*") if path.is_file())
+    manifest = {
+        **facts,
+        "files": [
+            {
+                "path": str(path.relative_to(scratch)),
+                "rows": pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None,
+                "bytes": path.stat().st_size,
+                "sha256": sha256_of(path),
+            }
+            for path in files
+        ],
+    }
+    write_json(scratch / "manifest.json", manifest)
+    return manifest
 
 
 def _write_data(project: Project, path: Path, rows: pl.DataFrame, kind: Any) -> None:

@@ -51,7 +51,15 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _fsync_folder(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Makes everything below a folder durable."""
+    for path in folder.rglob("*"):
+        sync_folder(path)  # files are synced the same way
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -59,7 +67,8 @@ def _fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _refused(path: Path, error: OSError) -> StorageError:
+def refused(path: Path, error: OSError) -> StorageError:
+    """What a disk said no to, in words a person can act on."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         found, expected, step = (
             "a full disk",
@@ -96,11 +105,11 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
-        _fsync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise _refused(path, error) from error
+        raise refused(path, error) from error
 
 
 def write_json(path: Path, value: object) -> None:
@@ -217,15 +226,15 @@ class Table:
             known = final.exists()  # equal content was committed before
             temporary.replace(final)
             temporary = None if known else final
-            _fsync_folder(self.folder)
+            sync_folder(self.folder)
             part = Part(final.name, table.num_rows, size, digest, TABLES_VERSION, dict(meta or {}))
             self._list(part)
             temporary = None
-            _fsync_folder(self.folder)
+            sync_folder(self.folder)
         except OSError as error:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)
-            raise _refused(self.folder, error) from error
+            raise refused(self.folder, error) from error
         return part
 
     def _list(self, part: Part) -> None:
@@ -351,7 +360,7 @@ def project_lock(path: Path, doing: str) -> Iterator[None]:
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise _refused(path, error) from error
+        raise refused(path, error) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -367,7 +376,7 @@ def project_lock(path: Path, doing: str) -> Iterator[None]:
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} ({doing})".encode(), 0)
         except OSError as error:
-            raise _refused(path, error) from error
+            raise refused(path, error) from error
         yield
     finally:
         os.close(handle)

@@ -7,6 +7,7 @@ import polars as pl
 
 from labeling.database import chain
 from labeling.database.connection import Database
+from labeling.database.queue import decisions_of_round
 from labeling.paths import ProjectFolder
 from labeling.record_store import records_table
 from labeling.storage import Table, read_json, sha256_of
@@ -146,26 +147,33 @@ def verify(project: Project, folder: ProjectFolder, db: Database, *, release: st
             problems += Table(manifest.parent, tables.quarantine(project.label_schema.task)).verify()
     releases = sorted(folder.releases.glob("v*")) if folder.releases.is_dir() else []
     heads: list[tuple[int, str]] = []
-    exported = {
-        entry["object"]: entry["payload"]["manifest_sha256"]
-        for entry in chain.entries(db)
-        if entry["action"] == "release.exported"
-    }
+    try:
+        exported = {
+            entry["object"]: entry["payload"]["manifest_sha256"]
+            for entry in chain.entries(db)
+            if entry["action"] == "release.exported"
+        }
+    except (ValueError, KeyError, TypeError):  # a payload that was changed into something unreadable
+        exported = {}
     for folder_of_release in releases:
         if release is not None and folder_of_release.name != release:
             continue
-        problems += _verify_release(folder_of_release, exported)
-        head = read_json(folder_of_release / "manifest.json")["audit_head"]
-        heads.append((head["seq"], head["hash"]))
+        try:
+            manifest = read_json(folder_of_release / "manifest.json")
+            problems += _verify_release(folder_of_release, manifest, exported)
+            heads.append((manifest["audit_head"]["seq"], manifest["audit_head"]["hash"]))
+        except StorageError as error:
+            problems.append(str(error))
+        except (KeyError, TypeError):
+            problems.append(f"{folder_of_release / 'manifest.json'}: not the manifest of a release")
     if release is not None and not (folder.releases / release).is_dir():
         problems.append(f"release {release}: there is none")
     problems += chain.verify_chain(db, expected_heads=heads)
-    return [*problems, *_verify_gold(project, folder)]
+    return [*problems, *_verify_gold(project, folder), *_verify_decisions(project, folder, db)]
 
 
-def _verify_release(release: Path, exported: dict[str, str]) -> list[str]:
+def _verify_release(release: Path, manifest: dict[str, Any], exported: dict[str, str]) -> list[str]:
     problems = []
-    manifest = read_json(release / "manifest.json")
     listed = {entry["path"]: entry for entry in manifest["files"]}
     for path, entry in listed.items():
         file = release / path
@@ -198,4 +206,25 @@ def _verify_gold(project: Project, folder: ProjectFolder) -> list[str]:
                 problems.append(
                     f"round {number}, record {record_id}: label {unknown[0]!r} is not in the schema"
                 )
+    return problems
+
+
+def _verify_decisions(project: Project, folder: ProjectFolder, db: Database) -> list[str]:
+    """Tables rewritten together with their manifests: the decisions in the database say what people answered."""
+    task = project.label_schema.task
+    problems = []
+    for number in _round_numbers(folder):
+        annotations = Table(folder.round(number).annotations, tables.annotations(task))
+        if not annotations.exists or annotations.verify():
+            continue
+        decided = {row["annotation_id"]: row["value"] for row in decisions_of_round(db, number)}
+        for annotation_id, value in annotations.read(["annotation_id", "value"]).iter_rows():
+            if annotation_id not in decided or decided[annotation_id] != value:
+                problems.append(f"round {number}, annotation {annotation_id}: not what the database has")
+        gold = Table(folder.round(number).gold, tables.gold(task))
+        if not gold.exists or gold.verify():
+            continue
+        for record_id, value, sources in gold.read(["record_id", "value", "annotation_ids"]).iter_rows():
+            if sources and value not in [decided.get(annotation_id) for annotation_id in sources]:
+                problems.append(f"round {number}, record {record_id}: gold {value!r} is what nobody answered")
     return problems

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import need
+from small_projects import need
 
 from labeling.project_file import load_project
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_project
 from scripted_engine import ScriptedEngine
+from small_projects import write_project
 
 from deployments.services import QUIET_ENVIRONMENT, prefect_environment, start_prefect_server
 from labeling import paths

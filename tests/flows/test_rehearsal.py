@@ -12,8 +12,8 @@ import pytest
 @pytest.fixture(scope="module")
 def outcome(installation: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, Any]]:
     """One rehearsal for all tests here: it takes most of a minute."""
-    from conftest import write_project
     from scripted_engine import ScriptedEngine
+    from small_projects import write_project
 
     from .conftest import LABELS, letters
 

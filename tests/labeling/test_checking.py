@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ProjectFactory, SmallDisk, write_project
 from scripted_engine import ScriptedEngine
+from small_projects import ProjectFactory, SmallDisk, write_project
 
 from labeling.checking import problems_of
 from labeling.storage import project_lock

@@ -15,9 +15,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ProjectFactory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_projects import ProjectFactory
 
 from labeling.ingest import IngestCounts, ingest, read_rows
 from labeling.paths import ProjectFolder
@@ -448,7 +448,7 @@ def child(folder: ProjectFolder, code: str = _CHILD) -> subprocess.Popen[str]:
 
 
 def test_an_ingest_killed_in_the_middle_and_run_again_gives_the_same_tables(tmp_path: Path) -> None:
-    from conftest import write_project
+    from small_projects import write_project
 
     rows = [{"key": n, "text": f"text {n % 2900}" if n % 7 else f"text {n % 50}"} for n in range(6000)]
     rows += [{"key": n * 11 % 6000, "text": rows[n * 11 % 6000]["text"]} for n in range(40)]  # repeated rows
@@ -495,7 +495,7 @@ print(seen[len(seen) // 4][1], seen[-1][1], seen[-1][0])
 
 def _grown(tmp_path: Path, rows: int) -> tuple[int, int]:
     """KiB of memory gained over the last three quarters of an ingest, and the rows read."""
-    from conftest import write_project
+    from small_projects import write_project
 
     project, folder = write_project(tmp_path / "large", [], source={"path": "rows.csv", "id": "key"})
     with (folder.root / "rows.csv").open("w") as file:

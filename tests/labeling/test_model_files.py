@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import need
+from small_projects import need
 
 from labeling import paths
 from labeling.engines import model_files

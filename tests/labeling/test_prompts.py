@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ProjectFactory
 from hypothesis import given
 from hypothesis import strategies as st
+from small_projects import ProjectFactory
 
 from labeling.engines.protocol import LabelCode
 from labeling.project_file import parse_project

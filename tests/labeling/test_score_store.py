@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ProjectFactory, SmallDisk, write_project
 from scripted_engine import ScriptedEngine
+from small_projects import ProjectFactory, SmallDisk, write_project
 
 from labeling.engines.llama_server import LlamaServer
 from labeling.engines.opening import connect_engine

@@ -15,9 +15,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import SmallDisk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_projects import SmallDisk
 
 from labeling import storage
 from labeling.storage import (

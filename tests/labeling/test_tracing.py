@@ -1,0 +1,257 @@
+"""The whole life of a label can be told, and no later change stays hidden."""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from rounds_of_work import Loop
+
+from labeling.database import chain
+from labeling.storage import MANIFEST, Table
+from labeling.tracing import trace, verify
+from schemas import tables
+from schemas.errors import StorageError
+from schemas.values import TaskType
+
+TASK = TaskType.CLASSIFICATION
+
+
+def problems(loop: Loop, **settings: str) -> list[str]:
+    return verify(loop.project, loop.folder, loop.db, **settings)
+
+
+def edit_database(loop: Loop, *statements: str) -> None:
+    """As somebody with a database tool would: the triggers that guard history are dropped first."""
+    loop.db.close()
+    with sqlite3.connect(loop.folder.database) as raw:
+        for (name,) in raw.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            raw.execute(f'DROP TRIGGER "{name}"')
+        for statement in statements:
+            assert raw.execute(statement).rowcount != 0, statement
+    raw.close()
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+# -- trace -----------------------------------------------------------------------------------------------------------
+
+
+def disputed(loop: Loop) -> str:
+    """A record of round 1 that an adjudicator settled."""
+    gold = Table(loop.folder.round(1).gold, tables.gold(TASK)).read()
+    return str(gold.filter(pl.col("how") == "adjudicated")["record_id"][0])
+
+
+def test_every_step_of_a_label_is_told_in_order(worked: Loop) -> None:
+    record_id = disputed(worked)
+
+    steps = trace(worked.project, worked.folder, worked.db, record_id)
+
+    told = [step["step"] for step in steps]
+    assert told[0] == "record" and told[1] == "suggestion"
+    assert told.count("decision.made") >= 3  # two people and the adjudicator
+    assert told.index("decision.made") < told.index("gold") < told.index("release")
+    assert "finding" in told
+    assert [step["release"] for step in steps if step["step"] == "release"] == ["v1", "v2"]
+    record, suggestion = steps[0], steps[1]
+    assert hashlib.sha256(record["text"].encode()).hexdigest() == record["text_sha256"]
+    assert suggestion["model"] == "scripted.gguf" and suggestion["prompt_id"] and suggestion["engine"]
+    decisions = [step for step in steps if step["step"] == "decision.made"]
+    assert [step["seq"] for step in decisions] == sorted(step["seq"] for step in decisions)
+    assert {step["actor"] for step in decisions} <= {person.id for person in worked.people.values()}
+    assert all(step["utc"] and step["value_json"] for step in decisions)
+    released = [step for step in steps if step["step"] == "release"][0]
+    (gold,) = [step for step in steps if step["step"] == "gold"]
+    assert json.loads(released["final"]) == gold["value"] == worked.truth[record_id]
+    assert gold["how"] == "adjudicated"
+
+
+def test_a_record_is_found_by_the_sources_own_id(worked: Loop) -> None:
+    by_key = trace(worked.project, worked.folder, worked.db, "k0007")
+
+    assert by_key[0]["source_id"] == "k0007"
+    assert by_key == trace(worked.project, worked.folder, worked.db, by_key[0]["record_id"])
+
+
+def test_an_unknown_record_is_a_clear_error(worked: Loop) -> None:
+    with pytest.raises(StorageError) as caught:
+        trace(worked.project, worked.folder, worked.db, "nobody")
+
+    assert caught.value.path == "record 'nobody'"
+
+
+# -- verify ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_project_nobody_touched_is_whole(worked: Loop) -> None:
+    assert problems(worked) == []
+    assert problems(worked, release="v1") == []
+
+
+def test_a_release_that_does_not_exist_is_a_problem(worked: Loop) -> None:
+    assert problems(worked, release="v9") == ["release v9: there is none"]
+
+
+TABLES = [
+    "records",
+    "quarantine",
+    "scores",
+    "rounds/01/suggestions",
+    "rounds/01/annotations",
+    "rounds/01/gold",
+]
+
+
+@pytest.mark.parametrize("name", [*TABLES, "rounds/02/findings", "embeddings"])
+def test_a_changed_byte_in_any_table_is_found(name: str, copy_of_worked: Loop) -> None:
+    part = next((copy_of_worked.folder.root / name).rglob("part-*.parquet"))
+    flip(part)
+
+    (problem,) = problems(copy_of_worked)
+
+    assert problem == f"{part}: its content is not what the manifest lists (SHA-256 differs)"
+
+
+@pytest.mark.parametrize("change", ["deleted part", "damaged manifest line"])
+def test_a_table_that_lost_something_is_found(change: str, copy_of_worked: Loop) -> None:
+    folder = copy_of_worked.folder.round(1).annotations
+    if change == "deleted part":
+        next(folder.glob("part-*")).unlink()
+    else:
+        (folder / MANIFEST).write_bytes(b"{broken}\n")
+
+    (problem,) = problems(copy_of_worked)
+
+    assert str(folder) in problem
+
+
+RELEASE_FILES = [
+    "data/train.parquet",
+    "data/validation.parquet",
+    "data/test.parquet",
+    "provenance.parquet",
+    "validation.json",
+    "README.md",
+    "croissant.json",
+    "report.html",
+    "manifest.json",
+]
+
+
+@pytest.mark.parametrize("name", RELEASE_FILES)
+def test_a_changed_byte_in_any_file_of_a_release_is_found(name: str, copy_of_worked: Loop) -> None:
+    file = copy_of_worked.folder.release(1) / name
+    flip(file)
+
+    found = problems(copy_of_worked)
+
+    assert any(str(file) in problem for problem in found)
+    assert problems(copy_of_worked, release="v2") == []
+
+
+@pytest.mark.parametrize("name", ["data/train.parquet", "manifest.json"])
+def test_a_deleted_file_of_a_release_is_found(name: str, copy_of_worked: Loop) -> None:
+    file = copy_of_worked.folder.release(2) / name
+    file.unlink()
+
+    (problem,) = problems(copy_of_worked)
+
+    assert str(file) in problem
+
+
+def test_a_file_that_was_slipped_into_a_release_is_found(copy_of_worked: Loop) -> None:
+    (copy_of_worked.folder.release(1) / "data" / "more.parquet").write_bytes(b"x")
+
+    (problem,) = problems(copy_of_worked)
+
+    assert "not part of the release as it was made" in problem
+
+
+def test_a_release_rewritten_together_with_its_manifest_is_found(copy_of_worked: Loop) -> None:
+    release = copy_of_worked.folder.release(1)
+    frame = pl.read_parquet(release / "data" / "train.parquet")
+    pq.write_table(
+        frame.with_columns(pl.lit("alpha").alias("label")).to_arrow(), release / "data" / "train.parquet"
+    )
+    manifest = json.loads((release / "manifest.json").read_bytes())
+    content = (release / "data" / "train.parquet").read_bytes()
+    for entry in manifest["files"]:
+        if entry["path"] == "data/train.parquet":
+            entry.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    (release / "manifest.json").write_text(json.dumps(manifest))
+
+    (problem,) = problems(copy_of_worked)
+
+    assert problem == f"{release / 'manifest.json'}: not the manifest that the audit chain committed to"
+
+
+def rewritten(folder: Path, layout: Callable[[TaskType], object], change: pl.Expr) -> None:
+    """A table made anew with a change in it, manifest and all."""
+    table = Table(folder, layout(TASK))  # type: ignore[arg-type]
+    frame = table.read().with_columns(change)
+    for file in folder.iterdir():
+        file.unlink()
+    table.append(frame.to_arrow())
+
+
+def test_annotations_rewritten_together_with_their_manifest_are_found(copy_of_worked: Loop) -> None:
+    rewritten(copy_of_worked.folder.round(1).annotations, tables.annotations, pl.lit("alpha").alias("value"))
+
+    found = problems(copy_of_worked)
+
+    assert found and all("not what the database has" in problem for problem in found)
+
+
+def test_gold_rewritten_together_with_its_manifest_is_found(copy_of_worked: Loop) -> None:
+    rewritten(copy_of_worked.folder.round(1).gold, tables.gold, pl.lit("alpha").alias("value"))
+
+    found = problems(copy_of_worked)
+
+    assert found and all("what nobody answered" in problem for problem in found)
+
+
+def test_an_edited_decision_is_found(copy_of_worked: Loop) -> None:
+    edit_database(copy_of_worked, "UPDATE decisions SET value_json = '\"gamma\"' WHERE id = 4")
+
+    assert any("was changed after it was written" in problem for problem in problems(copy_of_worked))
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("UPDATE audit SET actor = 'a-000000' WHERE seq = 30", "audit 30: the entry was changed"),
+        ("UPDATE audit SET payload = '{}' WHERE seq = 30", "audit 30: the payload was changed"),
+        ("UPDATE audit SET payload = 'no json' WHERE seq = 30", "audit 30: the payload was changed"),
+        ("DELETE FROM audit WHERE seq = 30", "audit 30: entry missing"),
+        ("DELETE FROM decisions WHERE id = 5", "row was deleted"),
+        ("UPDATE decisions SET annotator_id = 'a-000000' WHERE id = 5", "was changed after it was written"),
+    ],
+)
+def test_a_changed_history_is_found(statement: str, said: str, copy_of_worked: Loop) -> None:
+    edit_database(copy_of_worked, statement)
+
+    assert any(said in problem for problem in problems(copy_of_worked))
+
+
+def test_a_cut_audit_tail_is_found_by_the_head_in_the_release(copy_of_worked: Loop) -> None:
+    seq, _ = chain.head(copy_of_worked.db)
+    entry = chain.entries(copy_of_worked.db)[seq - 31]
+    edit_database(
+        copy_of_worked,
+        f"DELETE FROM decisions WHERE audit_seq > {entry['seq']}",
+        f"DELETE FROM audit WHERE seq > {entry['seq']}",
+        f"UPDATE audit_head SET seq = {entry['seq']}, hash = '{entry['hash']}'",
+    )
+
+    found = problems(copy_of_worked)
+
+    assert any("the end of the chain was cut off" in problem for problem in found)
