@@ -26,7 +26,7 @@ benchmarks: $(VENV)/dev.stamp models
 	$(BIN)/python -m benchmarks.run
 
 engines: $(VENV)/run.stamp
-	PYTHON=$(BIN)/python deployments/build_engines.sh
+	PYTHON=$(BIN)/python deployments/build_engines.sh $(or $(ENGINE),all)
 
 lock: $(VENV)/dev.stamp
 	$(BIN)/python -m pip install --quiet uv

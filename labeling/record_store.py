@@ -113,7 +113,10 @@ class Vectors:
         """The vectors of the project's embedding model; None when it uses none or none were made yet."""
         root = folder.root / "embeddings"
         models = sorted(root.iterdir()) if root.is_dir() else []
-        name = project.embedding.model.rsplit("/", 1)[-1].removesuffix(".gguf")
+        name = project.embedding.model.removesuffix(".gguf")
+        if project.embedding.kind == "ollama":
+            name = name.replace(":", "-").replace("/", "-")
+        name = name.rsplit("/", 1)[-1]
         matching = [model for model in models if model.name.startswith(name)]
         if project.embedding.kind == "none" or not matching:
             return None

@@ -78,9 +78,14 @@ def connect_embedder(project: Project, *, fetch: bool = False) -> Embedder | Non
         address = _endpoint(project, settings.endpoints, "embedding.endpoints")
         connection = EngineConnection(address, timeout_s=project.engine.timeout_s)
         return LlamaServerEmbedder(connection, model_id=settings.model)
+    if settings.kind == "ollama":
+        from labeling.engines.ollama_server import OllamaEmbedder  # the client costs 0.3 s to import
+
+        address = _endpoint(project, settings.endpoints, "embedding.endpoints")
+        return OllamaEmbedder(address, model=settings.model, timeout_s=project.engine.timeout_s)
     raise EngineError(
         "embedding.kind",
         found=settings.kind,
-        expected="embedded, llama-server or none",
+        expected="embedded, llama-server, ollama or none",
         next_step="The adapter for this engine is not part of this version.",
     )
