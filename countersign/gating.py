@@ -15,8 +15,13 @@ from schemas.project import Project
 from schemas.review import RoundState, SignOff
 
 
-def decide(path: Path, verdict: str, *, by: str, note: str) -> tuple[dict[str, Any], bool]:
+def decide(
+    path: Path, verdict: str, *, by: str, note: str, overlap: int | None = None
+) -> tuple[dict[str, Any], bool]:
     """Decides the open gate; the second value is whether people are still missing.
+
+    `overlap` first asks for at most so many annotators a record (a colleague left, or one person labels alone);
+    agreement is then measured on fewer records, and the audit chain says so.
 
     Raises:
         GateRefused: there is no gate to decide, or the name may not sign.
@@ -37,6 +42,8 @@ def decide(path: Path, verdict: str, *, by: str, note: str) -> tuple[dict[str, A
                 expected="a round or a setup that waits for a signature",
                 next_step="`countersign status` says what comes next.",
             )
+        if overlap is not None and where.phase == "review":
+            rounds.reduce_overlap(db, where.round, overlap, by=_account_id(db, by))
         missing = _missing(project, folder, db, where.phase, where.round)
         if verdict == "approve" and missing:
             return {
@@ -55,6 +62,15 @@ def decide(path: Path, verdict: str, *, by: str, note: str) -> tuple[dict[str, A
             "signed_by": record.signed_by,
             "missing": [],
         }, False
+
+
+def _account_id(db: Database, name: str) -> str:
+    account = accounts.account_by_name(db, name)
+    if account is None:
+        raise GateRefused(
+            "gate", found=f"no account {name!r}", expected="an account name", next_step="Check --by."
+        )
+    return account.id
 
 
 def _missing(project: Project, folder: ProjectFolder, db: Database, phase: str, number: int) -> list[str]:

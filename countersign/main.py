@@ -148,13 +148,16 @@ def gate(
     verdict: Annotated[Literal["approve", "reject", "reopen"], typer.Argument(help="The decision.")],
     by: Annotated[str, typer.Option(help="Your account name in the review app.")],
     note: Annotated[str, typer.Option(help="What you checked, or why it goes back.")] = "",
+    overlap: Annotated[
+        int | None, typer.Option(min=1, help="First ask for at most so many annotators a record.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Sign the open gate, send the round back, or take a signature back; the same decision as the Prefect form."""
     with told(json):
         from countersign.gating import decide
 
-        answer, waiting = decide(project, verdict, by=by, note=note)
+        answer, waiting = decide(project, verdict, by=by, note=note, overlap=overlap)
         missing = "".join(f"\n  - {line}" for line in answer["missing"])
         text = f"Round {answer['round']}: {answer['verdict']}" + (f", missing:{missing}" if missing else "")
         emit(answer, as_json=json, text=text)

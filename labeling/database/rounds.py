@@ -817,7 +817,8 @@ def _missing_decisions(conn: Connection, number: int) -> list[str]:
     if crowded:
         sentences.append(
             f"{_records(crowded)} {'asks' if crowded == 1 else 'ask'} for more annotators than the "
-            f"{labellers} there are: invite more, or reduce the overlap."
+            f"{labellers} there are: invite more, or ask for fewer "
+            "(`countersign gate PROJECT approve --by NAME --overlap 1`)."
         )
     return sentences
 
