@@ -157,7 +157,7 @@ def test_gate_command_names_what_is_missing_and_signs_when_nothing_is(
         person(db, Role.ANNOTATOR, "ana")
 
     _, fewer = installation.command("gate", root, "approve", "--by", "lena", "--overlap", 1, check=3)
-    assert not any("annotators" in line for line in fewer["missing"])
+    assert not any("more annotators" in line for line in fewer["missing"])
     _, early = installation.command("gate", root, "approve", "--by", "lena", check=3)
     label_everything(root)
     _, wrong = installation.command("gate", root, "approve", "--by", "ana", check=1)
