@@ -16,10 +16,8 @@ mkdir -p "$out/bin" "$out/src"
 source_tree() {
   if [ ! -d "$out/src/llama.cpp" ]; then
     rm -rf "$out/src/sdist" && mkdir -p "$out/src/sdist"
-    "$python" -m pip download --quiet --no-deps --no-build-isolation --no-binary llama-cpp-python \
-      --dest "$out/src/sdist" "llama-cpp-python==$LLAMA_CPP_PYTHON" 2>/dev/null ||
-      "$python" -m pip download --quiet --no-deps --no-binary llama-cpp-python \
-        --dest "$out/src/sdist" "llama-cpp-python==$LLAMA_CPP_PYTHON"
+    "$python" -m pip download --quiet --no-deps --no-binary llama-cpp-python \
+      --dest "$out/src/sdist" "llama-cpp-python==$LLAMA_CPP_PYTHON"
     tar -xzf "$out"/src/sdist/llama_cpp_python-*.tar.gz -C "$out/src/sdist"
     mv "$out"/src/sdist/llama_cpp_python-*/vendor/llama.cpp "$out/src/llama.cpp"
   fi
