@@ -75,29 +75,37 @@ def run_phase(phase: str, root: Path, number: int, *, rehearsal: bool = False) -
 
 
 def drive(root: Path, *, until: str | None, only_round: int | None) -> dict[str, Any]:
-    """Runs phase after phase from where the project stands; stops at people, at `until`, or when all is labelled."""
-    answer: dict[str, Any] = {"phase": "setup", "round": 1, "state": "done", "waiting_for": []}
+    """Runs phase after phase from where the project stands; stops at people, at the goal, or when all is labelled.
+
+    The goal is phase `until` of round `only_round` (of the round at hand when only the phase is given, the last phase
+    when only the round is). Where the project is past it already, nothing is run.
+    """
+    answer: dict[str, Any] | None = None
+    goal: tuple[int, int] | None = None
     for _ in range(MOST_STEPS):
         project, folder = load_project(root)
         where = _where(project, folder)
-        if only_round is not None and where.round > only_round:
+        if goal is None and (until is not None or only_round is not None):
+            goal = (only_round or where.round, PHASES.index(until) if until else len(PHASES))
+        if goal is not None and (where.round, PHASES.index(where.phase)) > goal:
             break
         if (
             where.phase == "pre_annotate"
             and where.round > 1
             and all_decided(project, folder, where.round - 1)
         ):
-            return {**answer, "state": "finished", "waiting_for": []}
-        if (
-            until is not None
-            and answer["phase"] != "setup"
-            and PHASES.index(where.phase) > PHASES.index(until)
-        ):
-            break
+            done = answer or {"phase": "iterate", "round": where.round - 1}
+            return {**done, "state": "finished", "waiting_for": []}
         answer = run_phase(where.phase, folder.root, where.round)
-        if answer["state"] == "waiting" or answer["phase"] == until:
+        if answer["state"] == "waiting":
             break
-    return answer
+    reached = {
+        "phase": until or "iterate",
+        "round": goal[0] if goal else 1,
+        "state": "done",
+        "waiting_for": [],
+    }
+    return answer or reached
 
 
 def _where(project: Project, folder: ProjectFolder) -> Any:

@@ -158,3 +158,16 @@ def test_a_gold_column_answers_for_the_sample_and_run_goes_on_to_the_review(
 
     assert (code, answer["phase"], answer["state"]) == (3, "review", "waiting")
     assert any("least sure" in wait for wait in answer["waiting_for"])
+
+
+def test_run_until_a_phase_that_is_done_runs_nothing(installation: Any, lettered: Callable[..., Any]) -> None:
+    root, engine = lettered(60, setup={"sample": 40, "threshold": 0.5})
+    text = (root / "project.yaml").read_text()
+    (root / "project.yaml").write_text(text.replace("  id: id\n", "  id: id\n  gold: label\n"))
+    installation.command("run", root, "--until", "setup")
+    asked = sum(engine.asked.values())
+
+    _, answer = installation.command("run", root, "--until", "setup")
+
+    assert (answer["phase"], answer["state"]) == ("setup", "done")
+    assert sum(engine.asked.values()) == asked
