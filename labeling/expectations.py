@@ -176,16 +176,21 @@ def check(frames: Mapping[str, pl.DataFrame], rules: Sequence[_Rule]) -> list[Ch
 def _outcome(rule: _Rule, result: Any) -> Check:
     told: Mapping[str, Any] = result.result or {}
     raised = _raised(result.exception_info)
-    ids = [
-        str(entry.get("record_id"))
-        for entry in told.get("unexpected_index_list") or []
-        if isinstance(entry, Mapping)
-    ]
+    ids = _record_ids(told.get("unexpected_index_list") or [])
     found = int(told.get("unexpected_count") or 0)
     detail = raised or (f"observed {told['observed_value']}" if "observed_value" in told else "")
     state = "errored" if raised else "passed" if result.success else "failed"
     name = f"{rule.kind}({canonical_json(dict(rule.arguments))}) on {rule.frame}"
     return Check(name, rule.meaning, state, rule.critical, found, tuple(ids[:MOST_IDS]), detail)
+
+
+def _record_ids(entries: Sequence[Any]) -> list[str]:
+    """Great Expectations lists an entry a row, or one entry with all rows where values are kept out of the result."""
+    ids: list[str] = []
+    for entry in entries:
+        told = entry.get("record_id") if isinstance(entry, Mapping) else None
+        ids += [str(one) for one in (told if isinstance(told, list) else [told]) if one is not None]
+    return ids
 
 
 def _raised(information: Mapping[str, Any] | None) -> str:

@@ -1,0 +1,215 @@
+"""What a round taught goes into the next; the slice teaches nothing to anybody."""
+
+from pathlib import Path
+
+import pytest
+from rounds_of_work import Loop
+
+from labeling.iterating import Lesson, balanced_exemplars, lesson, make_plan, prompt_of_plan, slice_accuracy
+from labeling.reviewing import settled_values
+from labeling.setup import bound_prompts, load_plan
+from labeling.storage import read_json
+from schemas.plan import Plan
+
+
+def drawn(loop: Loop) -> set[str]:
+    return set(read_json(loop.folder.round(1).slice)["slice"])
+
+
+def planned_again(loop: Loop) -> Plan:
+    """The plan of round 2, made anew."""
+    loop.folder.round(2).plan.unlink(missing_ok=True)
+    return loop.iterate(1)
+
+
+# -- the slice -------------------------------------------------------------------------------------------------------
+
+
+def test_the_slice_is_never_in_the_lesson(worked: Loop) -> None:
+    settled = settled_values(worked.project, worked.folder, 3)
+
+    known = lesson(worked.project, worked.folder, settled)
+
+    assert drawn(worked) <= set(settled)
+    assert set(known.ids) == set(settled) - drawn(worked)
+    assert [settled[record_id] for record_id in known.ids] == list(known.labels)
+    assert list(known.ids) == sorted(known.ids)
+
+
+def test_nothing_of_a_plan_was_learned_from_the_slice(worked: Loop) -> None:
+    plan = load_plan(worked.folder, 2)
+
+    assert plan.stack is not None
+    assert set(plan.stack["reference_ids"]).isdisjoint(drawn(worked))
+    assert set(plan.exemplar_ids).isdisjoint(drawn(worked))
+    assert plan.reviewed == 64 - 20
+    told = (worked.folder.round(2).plan).read_text()
+    assert not any(record_id in told for record_id in drawn(worked))
+
+
+def test_what_people_said_about_the_slice_changes_nothing_in_the_plan(copy_of_worked: Loop) -> None:
+    loop = copy_of_worked
+    settled = settled_values(loop.project, loop.folder, 2)
+    lied = {
+        record_id: ("beta" if value == "alpha" else "alpha") if record_id in drawn(loop) else value
+        for record_id, value in settled.items()
+    }
+
+    plans = [
+        make_plan(loop.project, loop.folder, loop.engine, loop.vectors, number=2, settled=told)
+        for told in (settled, lied)
+    ]
+
+    assert plans[0] == plans[1]
+
+
+def test_records_nobody_could_label_are_no_lesson(worked: Loop) -> None:
+    settled = settled_values(worked.project, worked.folder, 2)
+    first = next(record_id for record_id in settled if record_id not in drawn(worked))
+
+    known = lesson(worked.project, worked.folder, {**settled, first: None})
+
+    assert first not in known.ids and len(known.ids) == 43
+
+
+# -- exemplars -------------------------------------------------------------------------------------------------------
+
+
+def test_exemplars_are_short_and_take_turns_among_the_labels() -> None:
+    known = Lesson(
+        tuple(f"r{n}" for n in range(6)),
+        ("aaaa", "b", "cc", "ddd", "ee", "f" * 50),
+        ("alpha", "alpha", "alpha", "beta", "beta", "beta"),
+    )
+
+    picked = balanced_exemplars(known, ("alpha", "beta"), 4)
+
+    assert [(one.record_id, one.label) for one in picked] == [
+        ("r1", "alpha"),
+        ("r4", "beta"),
+        ("r2", "alpha"),
+        ("r3", "beta"),
+    ]
+
+
+def test_exemplars_go_on_when_a_label_has_no_more() -> None:
+    known = Lesson(("r1", "r2", "r3"), ("a", "b", "c"), ("alpha", "beta", "beta"))
+
+    assert len(balanced_exemplars(known, ("alpha", "beta", "gamma"), 10)) == 3
+
+
+def test_a_trial_with_exemplars_is_not_judged_on_its_own_exemplars(worked: Loop) -> None:
+    (trial,) = [entry for entry in load_plan(worked.folder, 2).candidates if entry["exemplars"]]
+
+    assert trial["n"] == 44 - trial["exemplars"]
+    assert trial["ships"] is (trial["p"] < 0.05)
+
+
+# -- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def write_prompt(loop: Loop, text: str) -> None:
+    path: Path = loop.folder.root / "mine.jinja"
+    path.write_text(text)
+
+
+def started(make: type[Loop]) -> Loop:
+    loop = make(prompts={"files": ["mine.jinja"], "exemplars": 0})
+    write_prompt(loop, "Labels: alpha, beta.\nText: {{ text }}\nLabel:")
+    loop.setup()
+    loop.whole_round(1)
+    return loop
+
+
+def test_a_changed_prompt_file_is_a_new_version_that_has_to_prove_itself(new_loop: type[Loop]) -> None:
+    loop = started(new_loop)
+    before = load_plan(loop.folder, 1)
+    assert planned_again(loop).candidates == ()
+    write_prompt(loop, "Labels: alpha or beta.\nText: {{ text }}\nLabel:")
+
+    plan = planned_again(loop)
+
+    (trial,) = plan.candidates
+    assert trial["template"] == "mine.jinja" and trial["prompt_id"] != before.prompt_id
+    assert (
+        trial["ships"] is False
+    )  # the engine hears no difference: an equal prompt does not replace the old one
+    assert plan.prompt_id == before.prompt_id
+    assert "stays" in plan.sentences[0] and "(changed file)" in plan.sentences[0]
+
+
+def test_a_prompt_that_proves_better_replaces_the_old_one(new_loop: type[Loop]) -> None:
+    loop = new_loop(prompts={"files": ["mine.jinja"], "exemplars": 0})
+    # The engine looks for the record after "Text: "; here it finds the label word of the prompt in every record.
+    write_prompt(loop, "{{ text }}\nText: nothing\nLabel:")
+    loop.setup()
+    loop.whole_round(1)
+    old = load_plan(loop.folder, 1)
+    write_prompt(loop, "Labels: alpha, beta.\nText: {{ text }}\nLabel:")
+
+    plan = planned_again(loop)
+
+    (trial,) = plan.candidates
+    assert trial["ships"] is True and trial["gain"]["value"] > 0
+    assert plan.prompt_id == trial["prompt_id"] != old.prompt_id
+    assert "is replaced by mine.jinja" in plan.sentences[0]
+
+
+def test_a_prompt_is_rebuilt_from_what_was_written_down_whatever_became_of_its_file(worked: Loop) -> None:
+    plan = load_plan(worked.folder, 1)
+    (bound,) = bound_prompts(worked.project, worked.folder, worked.engine)
+
+    again = prompt_of_plan(read_json(worked.folder.prompts_used / f"{plan.prompt_id}.json"))
+
+    assert again.prompt_id == plan.prompt_id == bound.prompt_id
+    assert again.around("x") == bound.around("x")
+
+
+# -- plan and gain ---------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_is_written_for_people_too(worked: Loop) -> None:
+    plan = load_plan(worked.folder, 2)
+    page = worked.folder.round(2).plan.with_suffix(".md").read_text()
+
+    assert page.startswith("# Plan of round 2")
+    assert all(f"- {sentence}" in page for sentence in plan.sentences)
+    assert plan.prompt_id in page and plan.identity_id in page
+
+
+def test_the_same_round_teaches_the_same_plan(copy_of_worked: Loop) -> None:
+    first = load_plan(copy_of_worked.folder, 2)
+
+    assert planned_again(copy_of_worked) == first
+
+
+def test_too_few_reviewed_records_make_no_student(new_loop: type[Loop]) -> None:
+    loop = new_loop(
+        review={"round_records": 2, "blind_slice": 10, "overlap_share": 0.0},
+        setup={"sample": 12, "threshold": 0.1},
+    )
+    loop.setup()
+    loop.whole_round(1)
+
+    plan = loop.iterate(1)
+
+    assert plan.stack is None and plan.correctness is None
+    assert "No student: 14 reviewed records (needs 20)." in plan.sentences
+
+
+def test_accuracy_on_the_slice_and_its_gain_are_paired(worked: Loop) -> None:
+    settled = settled_values(worked.project, worked.folder, 3)
+
+    first = slice_accuracy(worked.project, worked.folder, 1, settled)
+    second = slice_accuracy(worked.project, worked.folder, 2, settled)
+
+    assert first["accuracy"]["n"] == second["accuracy"]["n"] == second["gain"]["n"] == 20
+    assert second["gain"]["value"] == pytest.approx(second["accuracy"]["value"] - first["accuracy"]["value"])
+    assert second["gain"]["low"] <= second["gain"]["value"] <= second["gain"]["high"]
+
+
+def test_a_slice_record_nobody_could_label_does_not_count(worked: Loop) -> None:
+    settled = settled_values(worked.project, worked.folder, 2)
+    one = next(iter(drawn(worked)))
+
+    assert slice_accuracy(worked.project, worked.folder, 1, {**settled, one: None})["accuracy"]["n"] == 19
