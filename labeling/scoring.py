@@ -3,7 +3,7 @@
 This is the one place where an engine is asked again (at most 3 tries a record).
 """
 
-import queue
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -67,31 +67,33 @@ def score_batch(
 
     Results come in the order of `records`, whatever the order of the replies.
     """
-    lanes: queue.SimpleQueue[int] = queue.SimpleQueue()
-    width = min(in_flight or engine.slots, max(1, len(records)))
-    for lane in range(width):
-        lanes.put(lane % engine.slots)
+    outcomes: list[Scored | SetAside | None] = [None] * len(records)
+    turns = itertools.count()  # taking the next number is atomic: no lock, and no future a record
     stop = threading.Event()
 
-    def ask(record: tuple[str, str]) -> Scored | SetAside | None:
-        if stop.is_set():
-            return None
-        lane = lanes.get()
-        try:
-            return _score_one(engine, prompt, record, over_long=over_long, slot=lane, pause_s=pause_s)
-        except BaseException:
-            stop.set()  # broken code or an identity change: the other lanes need not go on
-            raise
-        finally:
-            lanes.put(lane)
+    def work(lane: int) -> None:
+        slot = lane % engine.slots
+        while not stop.is_set() and (turn := next(turns)) < len(records):
+            try:
+                outcomes[turn] = _score_one(
+                    engine, prompt, records[turn], over_long=over_long, slot=slot, pause_s=pause_s
+                )
+            except BaseException:
+                stop.set()  # broken code: the other lanes need not go on
+                raise
             if on_record is not None:
                 on_record()
 
-    if width == 1:
-        outcomes = [ask(record) for record in records]
+    width = min(in_flight or engine.slots, len(records))
+    if width <= 1:
+        work(0)
     else:
         with ThreadPoolExecutor(width) as pool:
-            outcomes = list(pool.map(ask, records))
+            try:
+                list(pool.map(work, range(width)))
+            except BaseException:  # Ctrl-C while waiting
+                stop.set()
+                raise
     return BatchOutcome(
         tuple(outcome for outcome in outcomes if isinstance(outcome, Scored)),
         tuple(outcome for outcome in outcomes if isinstance(outcome, SetAside)),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from labeling.calibration import BatchCalibration, CorrectnessModel, Metric, entropy, margin
 from labeling.multinomial import log_softmax
@@ -23,6 +24,7 @@ from schemas.project import Project
 
 Floats = npt.NDArray[np.float64]
 EVIDENCE = 3
+NOTHING_SENT = "none"  # fit of a suggestion without the language model
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ def write_suggestions(
     number = plan.round
     store = ScoreStore(project, folder, identity_id=plan.identity_id, prompt_id=plan.prompt_id)
     task = project.label_schema.task
-    suggestions = Table(folder.round(number).suggestions, tables.suggestions(task))
+    layout = tables.suggestions(task)
+    suggestions = Table(folder.round(number).suggestions, layout)
     rejected = Table(folder.round(number).rejected, tables.rejected(task))
     suggester = Suggester(project, plan, store, vectors)
     trained = set() if plan.stack is None else set(plan.stack["reference_ids"])
@@ -132,7 +135,7 @@ def write_suggestions(
         if part.path not in done:
             # A student's word on a record it was trained on is worth nothing: those are settled already.
             open_ones = frame.filter(~pl.col("record_id").is_in(list(trained)))
-            rows = _rows(suggester, open_ones, part.path)
+            rows = _rows(suggester, open_ones, part.path, layout)
             _nothing_is_missing(open_ones, rows, set_aside, number)
             suggestions.append(rows, meta={"records_part": part.path})
         if progress is not None:
@@ -142,13 +145,11 @@ def write_suggestions(
     return {"suggested": suggestions.rows(), "rejected": rejected.rows(), "records": counted}
 
 
-def _nothing_is_missing(
-    frame: pl.DataFrame, rows: Sequence[dict[str, Any]], set_aside: pl.DataFrame, number: int
-) -> None:
+def _nothing_is_missing(frame: pl.DataFrame, rows: pa.Table, set_aside: pl.DataFrame, number: int) -> None:
     """Every record has a suggestion or a reason why not; anything else would be lost in silence."""
-    told = {row["record_id"] for row in rows} | set(set_aside["record_id"].to_list())
-    missing = [record_id for record_id in frame["record_id"].to_list() if record_id not in told]
-    if missing:
+    told = pl.concat([pl.Series("record_id", rows["record_id"], dtype=pl.String), set_aside["record_id"]])
+    missing = frame.filter(~pl.col("record_id").is_in(told.implode()))["record_id"]
+    if len(missing):
         raise StorageError(
             f"suggestions of round {number}",
             found=f"{len(missing)} records with neither a score nor a reason, for example {missing[0]}",
@@ -157,54 +158,58 @@ def _nothing_is_missing(
         )
 
 
-def _rows(suggester: Suggester, frame: pl.DataFrame, origin: str) -> list[dict[str, Any]]:
+def _rows(suggester: Suggester, frame: pl.DataFrame, origin: str, layout: pa.Schema) -> pa.Table:
+    """Suggestions of a part of records, built column by column: a dictionary a row costs three times as much."""
     ids = frame["record_id"].to_list()
     proposal = suggester.propose(ids, frame["char_count"].to_list(), origin=origin)
     details = suggester.store.rows(
         ["record_id", "tokens_sent", "fit", "attempts", "duration_s"], origin=origin
     )
-    joined = frame.select("record_id").join(details, on="record_id", how="left", maintain_order="left")
-    plan, labels = suggester.plan, suggester.labels
-    by = "llm" if suggester.stack is None else "stack"
+    detail = frame.select("record_id").join(details, on="record_id", how="left", maintain_order="left")
+    detail = detail.filter(pl.Series(proposal.usable)).with_columns(
+        pl.col("fit").fill_null(NOTHING_SENT), pl.col("tokens_sent", "attempts", "duration_s").fill_null(0)
+    )
+    rows = np.flatnonzero(proposal.usable)
+    plan, labels, count = suggester.plan, suggester.labels, len(rows)
+    shares, raw = proposal.probabilities[rows], proposal.raw[rows]
+    order = np.argsort(-shares, axis=1, kind="stable")
+    scored: npt.NDArray[np.bool_] = np.asarray(np.isfinite(raw).all(axis=1))
+    confidence = proposal.confidence[rows]
+    names = pa.array(labels)
     calibrated_by = (
         "none" if suggester.correctness is None else f"correctness model on {plan.reviewed} reviewed records"
     )
-    rows = []
-    for index, detail in enumerate(joined.iter_rows(named=True)):
-        if not proposal.usable[index]:
-            continue
-        shares = proposal.probabilities[index]
-        order = np.argsort(-shares, kind="stable")
-        confidence = float(proposal.confidence[index])
-        has_scores = bool(np.isfinite(proposal.raw[index]).all())
-        rows.append(
-            {
-                "record_id": ids[index],
-                "value": labels[order[0]],
-                "confidence": confidence if np.isfinite(confidence) else None,
-                "calibrated_by": calibrated_by,
-                "scores": [
-                    {
-                        "label": label,
-                        "log_prob": float(proposal.raw[index][k]) if has_scores else float("-inf"),
-                        "probability": float(shares[k]),
-                    }
-                    for k, label in enumerate(labels)
-                ],
-                "label_mass": float(proposal.mass[index]) if has_scores else None,
-                "runner_up": labels[order[1]],
-                "evidence": proposal.evidence[index],
-                "part_confidence": [],
-                "identity_id": plan.identity_id,
-                "prompt_id": plan.prompt_id,
-                "tokens_sent": detail["tokens_sent"] or 0,
-                "fit": detail["fit"],
-                "by": by if has_scores else "student",
-                "attempts": detail["attempts"] or 0,
-                "duration_s": detail["duration_s"] or 0.0,
-            }
-        )
-    return rows
+    score_type = layout.field("scores").type
+    scores = pa.StructArray.from_arrays(
+        [
+            names.take(pa.array(np.tile(np.arange(len(labels)), count))),
+            pa.array(np.where(scored[:, None], raw, -np.inf).ravel()),
+            pa.array(shares.ravel()),
+        ],
+        fields=list(score_type.value_type),
+    )
+    offsets = pa.array(np.arange(count + 1) * len(labels), pa.int32())
+    by = "llm" if suggester.stack is None else "stack"
+    columns: dict[str, Any] = {
+        "record_id": detail["record_id"].to_arrow(),
+        "value": names.take(pa.array(order[:, 0])),
+        "confidence": pa.array(confidence, mask=~np.isfinite(confidence)),
+        "calibrated_by": pa.repeat(calibrated_by, count),
+        "scores": pa.ListArray.from_arrays(offsets, scores, type=score_type),
+        "label_mass": pa.array(proposal.mass[rows], mask=~scored),
+        "runner_up": names.take(pa.array(order[:, 1])),
+        "evidence": [proposal.evidence[row] for row in rows],
+        "part_confidence": [[]] * count,
+        "identity_id": pa.repeat(plan.identity_id, count),
+        "prompt_id": pa.repeat(plan.prompt_id, count),
+        "by": pa.array(np.where(scored, by, "student").tolist(), pa.string()),
+        **{name: detail[name].to_arrow() for name in ("tokens_sent", "fit", "attempts", "duration_s")},
+    }
+    return pa.table([_as_column(columns[column.name], column.type) for column in layout], schema=layout)
+
+
+def _as_column(values: Any, kind: pa.DataType) -> pa.Array:
+    return values.cast(kind) if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, kind)
 
 
 def load_suggestions(

@@ -7,7 +7,7 @@ from rounds_of_work import Loop
 
 from labeling.ingest import ingest
 from labeling.record_store import Vectors, record_ids
-from labeling.score_store import ScoreStore
+from labeling.score_store import CHOSEN, ScoreStore
 from labeling.setup import load_plan
 from labeling.storage import Table, read_json
 from labeling.suggesting import Suggester, load_suggestions, write_suggestions
@@ -173,6 +173,28 @@ def test_a_record_without_a_usable_reply_gets_a_reason_and_no_suggestion(new_loo
             load_suggestions(loop.project, loop.folder, 1, ["record_id"])["record_id"]
         )
         assert plan.round == 1
+
+
+def test_where_there_is_a_student_a_record_the_model_failed_on_gets_its_word(copy_of_worked: Loop) -> None:
+    loop = copy_of_worked
+    plan = load_plan(loop.folder, 2)
+    store = ScoreStore(loop.project, loop.folder, identity_id=plan.identity_id, prompt_id=plan.prompt_id)
+    failed = suggestions(loop, 2)["record_id"][5]
+    kept = store.scored.read().filter(pl.col("record_id") != failed).to_arrow()
+    for folder in (store.scored.folder, loop.folder.round(2).suggestions, loop.folder.round(2).rejected):
+        for file in folder.iterdir():
+            file.unlink()
+    store.scored.append(kept, meta={"origin": CHOSEN})
+    named = {"identity_id": plan.identity_id, "prompt_id": plan.prompt_id}
+    store.rejected.append([{"record_id": failed, "reason": "unusable reply: x", "attempts": 3, **named}])
+
+    counts = write_suggestions(loop.project, loop.folder, plan, loop.vectors)
+
+    (row,) = suggestions(loop, 2).filter(pl.col("record_id") == failed).iter_rows(named=True)
+    assert (counts["suggested"], counts["rejected"]) == (86, 1)
+    assert (row["by"], row["fit"], row["label_mass"], row["attempts"]) == ("student", "none", None, 0)
+    assert all(score["log_prob"] == float("-inf") for score in row["scores"])
+    assert row["value"] in ("alpha", "beta")
 
 
 def _in(loop: Loop, key: str, sample: set[str]) -> bool:
