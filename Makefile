@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint models engines benchmarks faults lock clean
+
+.PHONY: demo test test-engines lint models engines benchmarks faults lock clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/countersign demo
@@ -27,6 +28,9 @@ benchmarks: $(VENV)/dev.stamp models
 
 engines: $(VENV)/run.stamp
 	PYTHON=$(BIN)/python deployments/build_engines.sh $(or $(ENGINE),all)
+
+test-engines: $(VENV)/dev.stamp models engines
+	$(BIN)/python -m pytest -m engines
 
 lock: $(VENV)/dev.stamp
 	$(BIN)/python -m pip install --quiet uv

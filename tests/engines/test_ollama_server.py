@@ -17,6 +17,9 @@ from labeling.engines.ollama_server import OllamaEmbedder
 from schemas.errors import EngineUnavailable, ModelFileError
 
 
+pytestmark = pytest.mark.engines
+
+
 @pytest.fixture(scope="module")
 def ollama_url(
     tmp_path_factory: pytest.TempPathFactory, need: Callable[[object, str], None]
