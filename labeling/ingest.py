@@ -33,6 +33,7 @@ PART_ROWS = 16_384
 FIRST_LINES = 1000  # fewer than a part: a wrong key is told before anything is stored
 MAX_DEPTH = 32
 RAW_BYTES = 4096
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps builds an encoder a call
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # possessive: no backtracking on hostile lines
 
@@ -299,12 +300,12 @@ class _SeenTexts:
                     known += 1
                     continue
                 record_id = _record_id(None, sha, copy)
-            first = self._db.execute("SELECT record_id FROM texts WHERE sha=?", (sha,)).fetchone()
-            self._db.execute(
-                "INSERT INTO texts VALUES(?,?,1) ON CONFLICT(sha) DO UPDATE SET copies=copies+1",
+            first, copies = self._db.execute(
+                "INSERT INTO texts VALUES(?,?,1) ON CONFLICT(sha) DO UPDATE SET copies=copies+1"
+                " RETURNING record_id, copies",
                 (sha, record_id),
-            )
-            fresh.append({**row, "record_id": record_id, "duplicate_of": first[0] if first else None})
+            ).fetchone()
+            fresh.append({**row, "record_id": record_id, "duplicate_of": first if copies > 1 else None})
         return fresh, known
 
     @staticmethod
@@ -340,7 +341,7 @@ def _refusal_key(source: str, row: int, raw: bytes | None) -> str:
 
 def _record_id(source_id: str | None, text_sha256: str, copy: int) -> str:
     """Stable over files, machines and runs: the same source id and text always give the same record id."""
-    parts = json.dumps([source_id, text_sha256, copy], ensure_ascii=False)
+    parts = _ENCODE([source_id, text_sha256, copy])
     return "r" + hashlib.sha256(parts.encode("utf-8", "surrogatepass")).hexdigest()[:23]
 
 

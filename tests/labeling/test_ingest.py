@@ -447,7 +447,9 @@ def child(folder: ProjectFolder, code: str = _CHILD) -> subprocess.Popen[str]:
     )
 
 
-def test_an_ingest_killed_in_the_middle_and_run_again_gives_the_same_tables(tmp_path: Path) -> None:
+def test_an_ingest_killed_in_the_middle_and_run_again_gives_the_same_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from small_projects import write_project
 
     rows = [{"key": n, "text": f"text {n % 2900}" if n % 7 else f"text {n % 50}"} for n in range(6000)]
@@ -455,8 +457,8 @@ def test_an_ingest_killed_in_the_middle_and_run_again_gives_the_same_tables(tmp_
     rows[700] = {"key": 700, "text": ""}
     whole = write_project(tmp_path / "whole", rows, source={"id": "key"})
     killed = write_project(tmp_path / "killed", rows, source={"id": "key"})
-    done = child(whole[1])
-    done.communicate()
+    monkeypatch.setattr("labeling.ingest.PART_ROWS", 500)
+    ingest(*whole)
 
     for stop_after in (1, 4):
         process = child(killed[1])
@@ -468,7 +470,7 @@ def test_an_ingest_killed_in_the_middle_and_run_again_gives_the_same_tables(tmp_
         process.wait()
         process.stdout.close()
     assert 0 < len(record_ids(*killed)) < len(record_ids(*whole))
-    child(killed[1]).communicate()
+    ingest(*killed)
 
     assert records_table(*killed).content_hash() == records_table(*whole).content_hash()
     kept = [
