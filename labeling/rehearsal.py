@@ -23,25 +23,33 @@ class SimulatedPerson:
     def __init__(self, url: str, *, name: str, invitation: str, password: str) -> None:
         self.name = name
         self._http = httpx.Client(base_url=url, timeout=60, trust_env=False)
+        self._password = password
         session = self._call(
             "POST", "/api/invitation", {"token": invitation, "name": name, "password": password}
         )
         self._http.headers["x-csrf-token"] = session["csrf"]
 
     def _call(self, method: str, route: str, body: object | None = None) -> Any:
+        again = True
         while True:
             reply = self._http.request(method, route, json=body)
             if reply.status_code == 429:  # the app asks everybody to slow down, programs too
                 time.sleep(float(reply.headers.get("retry-after", "1")))
                 continue
+            if reply.status_code == 401 and again:
+                again = False
+                self._log_in()
+                continue
             if reply.status_code != 200:
-                raise QueueError(
-                    f"{method} {route}",
-                    found=f"HTTP {reply.status_code}: {reply.text[:300]}",
-                    expected="HTTP 200",
-                    next_step="Read the log of the review app.",
-                )
+                raise _refused(method, route, reply)
             return reply.json()
+
+    def _log_in(self) -> None:
+        """Sessions end after 30 idle minutes, and drafting labels between two rounds may take longer."""
+        reply = self._http.post("/api/login", json={"name": self.name, "password": self._password})
+        if reply.status_code != 200:
+            raise _refused("POST", "/api/login", reply)
+        self._http.headers["x-csrf-token"] = reply.json()["csrf"]
 
     def label_all(
         self,
@@ -107,6 +115,15 @@ class SimulatedPerson:
     def close(self) -> None:
         """Ends the connection."""
         self._http.close()
+
+
+def _refused(method: str, route: str, reply: httpx.Response) -> QueueError:
+    return QueueError(
+        f"{method} {route}",
+        found=f"HTTP {reply.status_code}: {reply.text[:300]}",
+        expected="HTTP 200",
+        next_step="Read the log of the review app.",
+    )
 
 
 def erring(

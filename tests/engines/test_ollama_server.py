@@ -16,7 +16,6 @@ from labeling.engines.model_files import model_file
 from labeling.engines.ollama_server import OllamaEmbedder
 from schemas.errors import EngineUnavailable, ModelFileError
 
-
 pytestmark = pytest.mark.engines
 
 
