@@ -149,7 +149,8 @@ def test_missing_says_in_sentences_what_is_not_finished(clinic: Clinic) -> None:
     assert rounds.missing(clinic.db, 1) == [
         "2 of 2 records of the random slice that no loop sees are not finished (2 decisions missing).",
         "3 of 3 records that several annotators label are not finished (5 decisions missing).",
-        "3 records ask for more annotators than the 1 there are: invite more, or reduce the overlap.",
+        "3 records ask for more annotators than the 1 there are: invite more, or ask for fewer "
+        "(`countersign gate PROJECT approve --by NAME --overlap 1`).",
     ]
     clinic.person("Bob")
     assert len(rounds.missing(clinic.db, 1)) == 2
