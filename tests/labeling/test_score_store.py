@@ -189,8 +189,9 @@ def test_too_many_unusable_replies_stop_the_run_and_nothing_of_the_shard_is_stor
 
 
 def test_an_engine_that_is_gone_is_noticed_even_in_shards_of_five(
-    work: Callable[..., Work], scripted: ScriptedEngine
+    work: Callable[..., Work], scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("labeling.scoring.time.sleep", lambda seconds: None)
     job = work(60, shard=5)
     scripted.misbehave("record", "refuse")
 
