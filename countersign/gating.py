@@ -1,4 +1,7 @@
-"""The gate from the command line: the same decision as the Prefect form, and the waiting flow run told of it."""
+"""The gate from the command line: the same decision as the Prefect form.
+
+A review run that waits in Prefect is not woken by it; it finds the decision in the database when it is resumed.
+"""
 
 from pathlib import Path
 from typing import Any
