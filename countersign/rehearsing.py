@@ -45,7 +45,6 @@ class Rehearsal:
 
     Attributes:
         annotator_columns: Columns with what each annotator says; empty: all say the truth, but for their errors.
-        target: Folder of the rehearsal's own project; none = below the project's `rehearsals/`.
     """
 
     project: Path
@@ -55,13 +54,12 @@ class Rehearsal:
     annotator_error: float = 0.0
     annotator_columns: tuple[str, ...] = ()
     seed: int = 20260101
-    target: Path | None = None
 
     def run(self) -> dict[str, Any]:
         """Runs it from the first phase to the last release; returns what cli.md lists."""
         started = time.monotonic()
         original, home = load_project(self.project)
-        root = self.target or home.rehearsals / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{self.seed}"
+        root = home.rehearsals / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{self.seed}"
         self._prepare(original, home, root)
         project, folder = load_project(root)
         services: list[Service] = []

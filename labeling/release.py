@@ -276,13 +276,6 @@ def _provenance(
     digests: dict[str, str] = {}
     rows = []
     schema_hash = content_hash(project.label_schema.model_dump(mode="json"))
-    gold = {row["record_id"]: row for row in settled(project, folder, number).iter_rows(named=True)}
-    records = {
-        row["record_id"]: row
-        for row in rows_of(
-            project, folder, table["record_id"].to_list(), ["source", "source_row", "source_id"]
-        ).iter_rows(named=True)
-    }
     who = {row["record_id"]: row for row in said.iter_rows(named=True)}
     for row in table.iter_rows(named=True):
         record_id = row["record_id"]
@@ -292,7 +285,7 @@ def _provenance(
             digests[identity] = read_json(folder.identities / f"{identity}.json")["digest"]
         rows.append(
             {
-                **records[record_id],
+                **{key: row[key] for key in ("record_id", "source", "source_row", "source_id")},
                 "text_sha256": row["text_sha256"],
                 "schema_hash": schema_hash,
                 "prompt_id": None if draft is None else draft["prompt_id"],
@@ -304,16 +297,16 @@ def _provenance(
                 if draft is None
                 else max((score["probability"] for score in draft["scores"]), default=None),
                 "confidence": None if draft is None else draft["confidence"],
-                "final": canonical_json(gold[record_id]["value"]),
+                "final": canonical_json(row["value"]),
                 "how": row["how"],
-                "round": gold[record_id]["round"],
+                "round": row["round"],
                 "annotators": people["annotators"],
-                "agreement": gold[record_id]["agreement"],
+                "agreement": row["agreement"],
                 "flags": sorted(set(flags.get(record_id, []))),
                 "decided_at": people["decided_at"],
                 "audit_seq": people["audit_seq"],
                 "split": row["split"],
-                "rehearsal": gold[record_id]["rehearsal"],
+                "rehearsal": row["rehearsal"],
             }
         )
     made = pl.from_arrow(pa.Table.from_pylist(rows, PROVENANCE))

@@ -116,7 +116,3 @@ class ReleaseBlocked(LabelingError):
 
 class TooManyRejected(LabelingError):
     """More replies were unusable than the project allows."""
-
-
-class AuditBroken(LabelingError):
-    """The audit chain does not hold together."""

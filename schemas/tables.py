@@ -3,8 +3,6 @@
 The layouts are versioned together: a change adds a version and a reader for the older one.
 """
 
-from collections.abc import Callable
-
 import pyarrow as pa
 
 from schemas.values import VALUE_TYPES, TaskType
@@ -163,14 +161,3 @@ def findings(_task: TaskType) -> pa.Schema:
             pa.field("settled_by", pa.string()),
         ]
     )
-
-
-LAYOUTS: dict[str, Callable[[TaskType], pa.Schema]] = {
-    "records": records,
-    "quarantine": quarantine,
-    "suggestions": suggestions,
-    "rejected": rejected,
-    "annotations": annotations,
-    "gold": gold,
-    "findings": findings,
-}
