@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from labeling.engines.http import EngineConnection
 from labeling.engines.llama_server import LlamaServer
-from labeling.engines.protocol import Engine, Identity, LabelCode, LabelScores, Tokens
+from labeling.engines.protocol import Engine, FirstToken, Identity, LabelCode, LabelScores, Tokens
 from labeling.ingest import PART_ROWS
 from labeling.paths import ProjectFolder
 from labeling.project_file import parse_project
@@ -61,6 +61,8 @@ class InstantEngine:
     """Answers at once: what is left is the pipeline's own work."""
 
     context = 2048
+    counts = True
+    control_marks: Sequence[str] = ()
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
@@ -77,8 +79,8 @@ class InstantEngine:
     def tokenize(self, text: str) -> Tokens:
         return Tokens(self._prompt, text)
 
-    def token_ids(self, text: str) -> tuple[int, ...]:
-        return self._prompt[:1]
+    def first_token(self, text: str) -> FirstToken:
+        return FirstToken(0, "", False)
 
     def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
         self._turn += 1

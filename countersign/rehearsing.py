@@ -24,6 +24,7 @@ from labeling.database import accounts
 from labeling.database.opening import project_database
 from labeling.paths import ProjectFolder
 from labeling.project_file import load_project
+from labeling.quality import load_findings
 from labeling.record_store import records_table
 from labeling.rehearsal import SimulatedPerson, erring, work_together
 from labeling.status import all_decided
@@ -241,10 +242,7 @@ class _Cast:
         plan = read_json(self.folder.round(1).plan)
         identity = read_json(self.folder.identities / f"{plan['identity_id']}.json")
         task = self.project.label_schema.task
-        findings = sum(
-            Table(self.folder.round(entry["round"]).findings, tables.findings(task)).rows()
-            for entry in rounds
-        )
+        findings = sum(load_findings(self.project, self.folder, entry["round"]).height for entry in rounds)
         assisted, accepted = sum(r["assisted"] for r in rounds), sum(r["accepted"] for r in rounds)
         return {
             "rehearsal": True,

@@ -80,7 +80,7 @@ def _engine(project: Project, folder: ProjectFolder) -> None:
         )
     engine = connect_engine(project)
     try:
-        codes = label_codes(project.label_schema.labels, engine.token_ids, style=project.prompts.codes)
+        codes = label_codes(project.label_schema.labels, engine.first_token, style=project.prompts.codes)
         for name in project.prompts.files:
             prompt = bind(load_template(name, folder.root), project, codes)
             used = len(engine.tokenize(prompt.around("")).ids)

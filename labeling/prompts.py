@@ -7,14 +7,14 @@ prefix cache serves it.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from labeling import paths
-from labeling.engines.protocol import LabelCode
+from labeling.engines.protocol import FirstToken, LabelCode
 from schemas.errors import PromptFileError
 from schemas.project import Label, Project
 from schemas.values import content_hash
@@ -76,7 +76,7 @@ class Prompt:
             "template_source": self.template.source,
             "prefix": self.prefix,
             "cue": self.cue,
-            "codes": [[code.label, code.text, code.token_id] for code in self.codes],
+            "codes": [list(astuple(code))[: 4 if code.token else 3] for code in self.codes],
             "exemplars": [exemplar.record_id for exemplar in self.exemplars],
         }
 
@@ -161,7 +161,7 @@ def bind(
 
 
 def label_codes(
-    labels: Sequence[Label], token_ids: Callable[[str], tuple[int, ...]], *, style: str = "auto"
+    labels: Sequence[Label], first_token: Callable[[str], FirstToken], *, style: str = "auto"
 ) -> tuple[LabelCode, ...]:
     """One token for each label, as the model at hand spells it.
 
@@ -171,10 +171,8 @@ def label_codes(
     Raises:
         PromptFileError: the tokenizer has too few single-token codes for this many labels.
     """
-    words = [
-        LabelCode(label.name, text := f" {label.word or label.name}", token_ids(text)[0]) for label in labels
-    ]
-    if style != "letters" and len({code.token_id for code in words}) == len(words):
+    words = [_code(label.name, f" {label.word or label.name}", first_token) for label in labels]
+    if style != "letters" and len({_start(code) for code in words}) == len(words):
         return tuple(words)
     if style == "words":
         raise PromptFileError(
@@ -185,14 +183,15 @@ def label_codes(
         )
     alphabet = [chr(ord("A") + index) for index in range(26)]
     codes: list[LabelCode] = []
-    used: set[int] = set()
+    used: set[object] = set()
     for candidate in [*alphabet, *(first + second for first in alphabet for second in alphabet)]:
         if len(codes) == len(labels):
             break
-        ids = token_ids(f" {candidate}")
-        if len(ids) == 1 and ids[0] not in used:
-            used.add(ids[0])
-            codes.append(LabelCode(labels[len(codes)].name, f" {candidate}", ids[0]))
+        first = first_token(f" {candidate}")
+        code = LabelCode(labels[len(codes)].name, f" {candidate}", first.id, first.text)
+        if first.whole and _start(code) not in used:
+            used.add(_start(code))
+            codes.append(code)
     if len(codes) < len(labels):
         raise PromptFileError(
             "schema.labels",
@@ -201,3 +200,13 @@ def label_codes(
             next_step="Use fewer labels or another model.",
         )
     return tuple(codes)
+
+
+def _start(code: LabelCode) -> object:
+    """What two codes must not share: their first token, or their first letters where tokens are not known."""
+    return code.token_id if code.token_id >= 0 else code.token or code.text.strip()[:4]
+
+
+def _code(label: str, text: str, first_token: Callable[[str], FirstToken]) -> LabelCode:
+    first = first_token(text)
+    return LabelCode(label, text, first.id, first.text)

@@ -172,7 +172,7 @@ def start_quality(
     if not table.exists:
         found = find(project, folder, number, annotations, vectors)
         table.append([_finding_row(number, entry) for entry in found], meta={"round": number})
-    findings = list(table.read().iter_rows(named=True))
+    findings = list(load_findings(project, folder, number).iter_rows(named=True))
     if rounds.state_of(db, number) is RoundState.SIGNED:
         reasons = dispute_reasons(project, annotations, findings)
         if reasons:
@@ -192,6 +192,39 @@ def _finding_row(number: int, entry: Mapping[str, Any]) -> dict[str, Any]:
         "state": "open",
         "settled_by": None,
     }
+
+
+def load_findings(project: Project, folder: ProjectFolder, number: int) -> pl.DataFrame:
+    """Findings of a round as they stand: an outcome is a later row of the same finding, and the last one counts."""
+    table = Table(folder.round(number).findings, tables.findings(project.label_schema.task))
+    return table.read().group_by("finding_id", maintain_order=True).last().select(table.schema.names)
+
+
+def _settle_findings(
+    project: Project,
+    folder: ProjectFolder,
+    number: int,
+    annotations: pl.DataFrame,
+    judged: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """What the adjudicator's word did to each finding on a record: the label it had was kept, or changed.
+
+    A finding nobody looked at stays open. A tie had no label, so whatever settles it is a change.
+    """
+    said = opinions(annotations)
+    settled = []
+    for row in load_findings(project, folder, number).iter_rows(named=True):
+        if row["state"] != "open" or row["record_id"] not in judged:
+            continue
+        verdict = judged[row["record_id"]]
+        before = majority([canonical_json(decision["value"]) for decision in said[row["record_id"]]]).value
+        kept = before == canonical_json(verdict["value"])
+        settled.append(
+            {**row, "state": "kept" if kept else "changed", "settled_by": verdict["annotation_id"]}
+        )
+    if settled:
+        table = Table(folder.round(number).findings, tables.findings(project.label_schema.task))
+        table.append(settled, meta={"round": number, "settled": len(settled)})
 
 
 def settle(
@@ -215,6 +248,7 @@ def settle(
     table = Table(folder.round(number).gold, tables.gold(project.label_schema.task))
     if not table.exists:
         table.append(rows, meta={"round": number})
+    _settle_findings(project, folder, number, annotations, judged)
     figures = round_figures(project, folder, number, annotations)
     write_json(folder.round(number).figures, figures)
     if rounds.state_of(db, number) is not RoundState.CLOSED:

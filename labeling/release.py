@@ -17,6 +17,7 @@ from labeling.database.connection import Database
 from labeling.expectations import SPLITS, Check, check, suite, suite_hash
 from labeling.near_duplicates import leakage_safe_split, near_duplicate_groups
 from labeling.paths import ProjectFolder
+from labeling.quality import load_findings
 from labeling.record_store import record_ids, rows_of
 from labeling.storage import (
     Table,
@@ -269,8 +270,8 @@ def _provenance(
         settled_here = table.filter(pl.col("record_id").is_in(frame["record_id"].implode()))["record_id"]
         for row in frame.filter(pl.col("record_id").is_in(settled_here.implode())).iter_rows(named=True):
             drafts.setdefault(row["record_id"], row)
-        findings = Table(folder.round(done).findings, tables.findings(project.label_schema.task))
-        for record_id, kind in findings.read(["record_id", "kind"]).iter_rows():
+        findings = load_findings(project, folder, done)
+        for record_id, kind in findings.select("record_id", "kind").iter_rows():
             if record_id is not None:
                 flags.setdefault(record_id, []).append(kind)
     digests: dict[str, str] = {}
@@ -393,23 +394,13 @@ def _write_data(project: Project, path: Path, rows: pl.DataFrame, kind: Any) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     columns: dict[str, Any] = {"record_id": rows["record_id"].to_list(), "text": rows["text"].to_list()}
     exported = [kind.export_columns(value) for value in rows["raw_value"].to_list()]
-    names = list(exported[0]) if exported else list(_export_names(project))
+    names = kind.export_names
     fields = [pa.field("record_id", pa.string()), pa.field("text", pa.string())]
     for name in names:
         columns[name] = [row[name] for row in exported]
         value_type = VALUE_TYPES[project.label_schema.task]
         fields.append(pa.field(name, pa.string() if pa.types.is_struct(value_type) else value_type))
     pq.write_table(pa.table(columns, schema=pa.schema(fields)), path, compression="zstd")
-
-
-def _export_names(project: Project) -> tuple[str, ...]:
-    names = {
-        "classification": ("label",),
-        "multilabel": ("labels",),
-        "entities": ("spans",),
-        "pairs": ("instruction", "input", "output"),
-    }
-    return names[project.label_schema.task.value]
 
 
 def dataset_card(project: Project, facts: Mapping[str, Any]) -> str:
@@ -466,7 +457,7 @@ def croissant(
         for path, digest in digests.items()
         if path.suffix == ".parquet"
     ]
-    names = ("record_id", "text", *_export_names(project))
+    names = ("record_id", "text", *task_type(project).export_names)
     records = [
         {
             "@type": "cr:RecordSet",

@@ -24,6 +24,7 @@ from labeling.charts import (
 )
 from labeling.report_style import REPORT_CSS
 
+OUTCOMES = {"open": "not looked at", "kept": "label kept", "changed": "label changed"}
 FINDINGS_SHOWN = 40
 
 
@@ -141,6 +142,7 @@ class FindingRow(TypedDict):
     score: float
     sentence: str
     evidence: list[str]
+    state: NotRequired[str]
 
 
 class ReportFigures(TypedDict, total=False):
@@ -573,7 +575,7 @@ def _findings(findings: Sequence[FindingRow]) -> str:
     text = (
         "Where a second look pays. Screening, not a verdict: most flags about people have innocent reasons."
     )
-    head = "<thead><tr><th>what</th><th>record</th><th>why</th></tr></thead>"
+    head = "<thead><tr><th>what</th><th>record</th><th>why</th><th>outcome</th></tr></thead>"
     table = f'<div class="scroll"><table class="findings">{head}<tbody>{rows}</tbody></table></div>'
     return _card("Findings", text, f'<p class="chips">{chips}</p>{table}{more}')
 
@@ -583,7 +585,8 @@ def _finding_row(finding: FindingRow) -> str:
     evidence = "".join(f"<li>{escape(line)}</li>" for line in finding["evidence"])
     return (
         f'<tr><td class="kind">{name}</td><td class="id">{escape(finding["record_id"] or "–")}</td>'
-        f'<td>{escape(finding["sentence"])}<ul class="evidence">{evidence}</ul></td></tr>'
+        f'<td>{escape(finding["sentence"])}<ul class="evidence">{evidence}</ul></td>'
+        f'<td class="kind">{OUTCOMES[finding.get("state", "open")]}</td></tr>'
     )
 
 

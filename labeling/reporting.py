@@ -7,6 +7,7 @@ import polars as pl
 
 from labeling.database.connection import Database
 from labeling.paths import ProjectFolder
+from labeling.quality import load_findings
 from labeling.report import ReportFigures, render_report
 from labeling.reviewing import settled_values
 from labeling.setup import load_plan
@@ -93,10 +94,8 @@ def report_figures(project: Project, folder: ProjectFolder, db: Database, number
             for (name,), rows in annotations.group_by("annotator_id", maintain_order=True)
         ],
         findings=[
-            {key: row[key] for key in ("record_id", "kind", "score", "sentence", "evidence")}  # type: ignore[misc]
-            for row in Table(folder.round(number).findings, tables.findings(task))
-            .read()
-            .iter_rows(named=True)
+            {key: row[key] for key in ("record_id", "kind", "score", "sentence", "evidence", "state")}  # type: ignore[misc]
+            for row in load_findings(project, folder, number).iter_rows(named=True)
         ],
     )
     return result

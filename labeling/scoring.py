@@ -14,11 +14,13 @@ import numpy as np
 
 from labeling.engines.protocol import Engine, LabelScores, Tokens
 from labeling.prompts import Prompt
-from schemas.errors import EngineError, LabelingError, PromptTooLong
+from schemas.errors import ControlMark, EngineError, LabelingError, PromptTooLong
 
 MAX_TRIES = 3
 FIRST_PAUSE_S = 0.2
 _GAP = " […] "
+MOST_CHARS_A_TOKEN = 8
+LEAST_PIECE = 32
 
 
 @dataclass(frozen=True)
@@ -108,17 +110,72 @@ def _score_one(
     while True:
         attempts += 1
         try:
-            pieces, fit = fit_record(engine, prompt, text, over_long=over_long)
-            replies = [engine.score(piece, prompt.codes, slot=slot) for piece in pieces]
+            replies, fit = _asked(engine, prompt, text, over_long=over_long, slot=slot)
             return _merged(record_id, replies, fit, attempts)
         except PromptTooLong as error:
             return SetAside(record_id, f"prompt too long: {error.found}", str(error), attempts)
+        except ControlMark as error:
+            return SetAside(record_id, f"control text: {error.found}", str(error), attempts)
         except EngineError as error:
             if not _may_help(error) or attempts == MAX_TRIES:
                 return SetAside(
                     record_id, f"unusable reply: {error.found}"[:300], str(error)[:4000], attempts
                 )
             time.sleep(pause_s * 2 ** (attempts - 1))
+
+
+def _asked(
+    engine: Engine, prompt: Prompt, text: str, *, over_long: str, slot: int
+) -> tuple[list[LabelScores], str]:
+    """The replies to a record, and how it was fitted.
+
+    Raises:
+        ControlMark: the text holds what this engine would read as a command.
+        PromptTooLong: see `fit_record`.
+    """
+    mark = next((mark for mark in engine.control_marks if mark in text), None)
+    if mark is not None:
+        raise ControlMark(
+            "record",
+            found=f"{mark!r} in the text, which this engine reads as a command",
+            expected="text that is only text to the engine",
+            next_step="Label it by hand, or use the embedded engine or llama-server, which tokenize it as text.",
+        )
+    if engine.counts:
+        pieces, fit = fit_record(engine, prompt, text, over_long=over_long)
+        return [engine.score(piece, prompt.codes, slot=slot) for piece in pieces], fit
+    return _asked_until_it_fits(engine, prompt, text, over_long=over_long, slot=slot)
+
+
+def _asked_until_it_fits(
+    engine: Engine, prompt: Prompt, text: str, *, over_long: str, slot: int
+) -> tuple[list[LabelScores], str]:
+    """For engines that do not tell tokens: they refuse what is too long before they compute anything, so trying
+    shorter and shorter pieces costs next to nothing."""
+
+    def ask(piece: str) -> LabelScores:
+        return engine.score(engine.tokenize(prompt.around(piece)), prompt.codes, slot=slot)
+
+    try:
+        return [ask(text)], "whole"
+    except PromptTooLong:
+        if over_long == "refuse":
+            raise
+    size = min(len(text) - 1, MOST_CHARS_A_TOKEN * engine.context)
+    while size >= LEAST_PIECE:
+        pieces = [text[start : start + size] for start in range(0, len(text), size)]
+        if over_long == "head_tail":
+            pieces = [text[: size // 2] + _GAP + text[-(size // 2) :]]
+        try:
+            return [ask(piece) for piece in pieces], over_long
+        except PromptTooLong:
+            size = size * 7 // 8
+    raise PromptTooLong(
+        "record",
+        found="no room for it beside the prompt",
+        expected="some",
+        next_step="Shorten the prompt or raise engine.context.",
+    )
 
 
 def _may_help(error: LabelingError) -> bool:
@@ -194,7 +251,7 @@ def _windows(engine: Engine, text: str, budget: int) -> Iterable[str]:
         low, high, end = start + 1, len(text), start + 1
         while low <= high:
             middle = (low + high) // 2
-            if len(engine.token_ids(text[start:middle])) <= budget - 2:
+            if len(engine.tokenize(text[start:middle]).ids) <= budget - 2:
                 end, low = middle, middle + 1
             else:
                 high = middle - 1

@@ -73,7 +73,7 @@ def sample_gold(project: Project, folder: ProjectFolder, sample: Sequence[str]) 
 
 def bound_prompts(project: Project, folder: ProjectFolder, engine: Engine) -> list[Prompt]:
     """The project's prompts as this engine's tokenizer spells them."""
-    codes = label_codes(project.label_schema.labels, engine.token_ids, style=project.prompts.codes)
+    codes = label_codes(project.label_schema.labels, engine.first_token, style=project.prompts.codes)
     return [bind(load_template(name, folder.root), project, codes) for name in project.prompts.files]
 
 

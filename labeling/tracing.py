@@ -9,6 +9,7 @@ from labeling.database import chain
 from labeling.database.connection import Database
 from labeling.database.queue import decisions_of_round
 from labeling.paths import ProjectFolder
+from labeling.quality import load_findings
 from labeling.record_store import records_table
 from labeling.storage import Table, read_json, sha256_of
 from labeling.task_types import task_type
@@ -89,9 +90,14 @@ def trace(project: Project, folder: ProjectFolder, db: Database, wanted: str) ->
             )
     for number in _round_numbers(folder):
         here = folder.round(number)
-        for row in _rows(Table(here.findings, tables.findings(task)), record_id):
+        flagged = load_findings(project, folder, number).filter(pl.col("record_id") == record_id)
+        for row in flagged.iter_rows(named=True):
             steps.append(
-                {"step": "finding", "round": number, "kind": row["kind"], "sentence": row["sentence"]}
+                {
+                    "step": "finding",
+                    "round": number,
+                    **{key: row[key] for key in ("kind", "sentence", "state")},
+                }
             )
         for row in _rows(Table(here.gold, tables.gold(task)), record_id):
             steps.append(

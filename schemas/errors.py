@@ -90,6 +90,10 @@ class PromptTooLong(EngineError):
     """The prompt would not fit into the context, or the engine cut it."""
 
 
+class ControlMark(EngineError):
+    """A record's text holds what the engine would read as a command."""
+
+
 class PromptFileError(LabelingError):
     """A prompt template cannot be used."""
 

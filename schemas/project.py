@@ -127,9 +127,13 @@ class Engine(_Section):
         default=None, ge=1, le=64, description="Requests in flight; none = found by measuring."
     )
     threads: int | None = Field(
-        default=None, ge=1, le=512, description="CPU threads; none = the cores of the machine."
+        default=None, ge=1, le=512, description="CPU threads; none = all cores of the machine."
     )
     timeout_s: float = Field(default=120.0, gt=0, le=3600)
+    api_key: str | None = Field(
+        default=None,
+        description="Name of the environment variable that holds the server's key, if it asks for one.",
+    )
 
 
 class Embedding(_Section):

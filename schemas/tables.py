@@ -148,7 +148,10 @@ def gold(task: TaskType) -> pa.Schema:
 
 
 def findings(_task: TaskType) -> pa.Schema:
-    """Something quality assurance flags. `record_id` is null for findings about a person."""
+    """Something quality assurance flags. `record_id` is null for findings about a person.
+
+    `state` is open, kept or changed; an outcome is appended as a later row of the same `finding_id`.
+    """
     return pa.schema(
         [
             _required("finding_id", _ID),

@@ -5,14 +5,15 @@ import secrets
 import socket
 from pathlib import Path
 
-import psutil
-
 from labeling.engines.http import EngineConnection
 from labeling.engines.llama_server import LlamaServer, LlamaServerEmbedder
 from labeling.engines.model_files import digest_of
 from schemas.errors import ModelFileError
 
-LOOK_S = 0.5
+# Turns a kernel thread spins at a barrier before it sleeps. libgomp's own choice (300,000) burns the core another
+# process needs and halves the pace beside one busy neighbour; this costs nothing on an idle machine
+# (`python -m benchmarks.spinning`).
+SPIN_TURNS = "1000"
 
 
 def _free_port() -> int:
@@ -22,21 +23,16 @@ def _free_port() -> int:
         return port
 
 
-def free_cores() -> int:
-    """Cores that are free now, at least one.
-
-    The kernels' threads spin at their barriers: one thread more than there are free cores slows all of them down
-    tenfold, one thread fewer costs its share only.
-    """
-    cores = len(os.sched_getaffinity(0))
-    busy = psutil.cpu_percent(interval=LOOK_S) / 100.0 * (os.cpu_count() or cores)
-    free: int = round(cores - busy)
-    return max(1, min(cores, free))
+def all_cores() -> int:
+    """Cores this process may use. With `SPIN_TURNS` a shared core costs its share of the pace and no more."""
+    return len(os.sched_getaffinity(0))
 
 
 def _start(
     model: Path, *, context: int, slots: int, threads: int, embedding: bool
 ) -> tuple[object, EngineConnection, str]:
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_TURNS)  # read once, when the library is loaded
     import xllamacpp
 
     settings = xllamacpp.CommonParams()
@@ -83,7 +79,7 @@ class EmbeddedEngine(LlamaServer):
 
     def __init__(self, model: Path, *, context: int, slots: int, threads: int | None) -> None:
         self._server, connection, version = _start(
-            model, context=context, slots=slots, threads=threads or free_cores(), embedding=False
+            model, context=context, slots=slots, threads=threads or all_cores(), embedding=False
         )
         super().__init__(connection, digest=digest_of(model), engine=f"xllamacpp {version}")
 
@@ -97,7 +93,7 @@ class EmbeddedEmbedder(LlamaServerEmbedder):
 
     def __init__(self, model: Path, *, name: str, threads: int | None) -> None:
         self._server, connection, _ = _start(
-            model, context=512, slots=1, threads=threads or free_cores(), embedding=True
+            model, context=512, slots=1, threads=threads or all_cores(), embedding=True
         )
         super().__init__(connection, model_id=f"{name}-{digest_of(model)[:12]}")
 

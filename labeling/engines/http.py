@@ -66,16 +66,18 @@ class EngineConnection:
         self._idle: collections.deque[http.client.HTTPConnection] = collections.deque()
         self._closed = False
 
-    def call(self, method: str, route: str, body: object | None = None) -> Any:
+    def call(
+        self, method: str, route: str, body: object | None = None, *, most_bytes: int = MAX_REPLY_BYTES
+    ) -> Any:
         """One request; the JSON of the reply.
 
         Raises:
             EngineUnavailable: no connection, no whole reply within `timeout_s`, cut reply, 408, 425, 429 or 5xx.
-            EngineError: any other refusal, a reply over 8 MB, broken JSON, a key twice or NaN in it.
+            EngineError: any other refusal, a reply over `most_bytes`, broken JSON, a key twice or NaN in it.
         """
         content = None if body is None else json.dumps(body, allow_nan=False).encode()
         try:
-            status, raw = self._exchange(method, route, content)
+            status, raw = self._exchange(method, route, content, most_bytes)
         except TimeoutError as error:
             raise self._unavailable(route, f"no answer within {self._timeout_s:g} s") from error
         except (http.client.HTTPException, OSError) as error:
@@ -89,14 +91,14 @@ class EngineConnection:
         except (ValueError, RecursionError) as error:
             raise self._error(route, f"unreadable JSON ({error}): {_excerpt(raw)}", "strict JSON") from error
 
-    def _exchange(self, method: str, route: str, content: bytes | None) -> tuple[int, bytes]:
+    def _exchange(self, method: str, route: str, content: bytes | None, most_bytes: int) -> tuple[int, bytes]:
         deadline = time.monotonic() + self._timeout_s
         connection = self._take()
         whole = False
         try:
             connection.request(method, self._root + route, content, self._headers)
             reply = connection.getresponse()
-            raw = self._body(connection, reply, route, deadline)
+            raw = self._body(connection, reply, route, deadline, most_bytes)
             whole = not reply.will_close
             return reply.status, raw
         finally:
@@ -127,14 +129,15 @@ class EngineConnection:
         reply: http.client.HTTPResponse,
         route: str,
         deadline: float,
+        most_bytes: int,
     ) -> bytes:
-        if (reply.length or 0) > MAX_REPLY_BYTES:
-            raise self._error(route, f"a reply of {reply.length:,} bytes", f"at most {MAX_REPLY_BYTES:,}")
+        if (reply.length or 0) > most_bytes:
+            raise self._error(route, f"a reply of {reply.length:,} bytes", f"at most {most_bytes:,}")
         pieces, size = [], 0
         while piece := reply.read1(PIECE_BYTES):
             size += len(piece)
-            if size > MAX_REPLY_BYTES:
-                raise self._error(route, f"a reply of over {MAX_REPLY_BYTES:,} bytes", "a short reply")
+            if size > most_bytes:
+                raise self._error(route, f"a reply of over {most_bytes:,} bytes", "a short reply")
             pieces.append(piece)
             if reply.length == 0:
                 break

@@ -7,14 +7,14 @@ second call on the cached prompt with an equal bias on all label tokens: an equa
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from labeling.engines.http import EngineConnection, finite
-from labeling.engines.protocol import Identity, LabelCode, LabelScores, Tokens
+from labeling.engines.protocol import FirstToken, Identity, LabelCode, LabelScores, Tokens
 from schemas.errors import EngineError, PromptTooLong
 
 RAW_TOP = 64
@@ -42,6 +42,9 @@ def _context(props: dict[str, Any]) -> int:
 
 class LlamaServer:
     """One llama.cpp server over HTTP."""
+
+    counts = True
+    control_marks: Collection[str] = ()  # tokenized here, with parse_special off
 
     def __init__(
         self,
@@ -83,7 +86,12 @@ class LlamaServer:
         return Tokens(self._tokens(text, special=True), text)
 
     def token_ids(self, text: str) -> tuple[int, ...]:
+        """The tokens of a piece of text, without special ones."""
         return self._tokens(text, special=False)
+
+    def first_token(self, text: str) -> FirstToken:
+        ids = self.token_ids(text)
+        return FirstToken(ids[0], "", len(ids) == 1)
 
     def _tokens(self, text: str, *, special: bool) -> tuple[int, ...]:
         # parse_special off: "<|im_end|>" inside a record is text, not a control token.

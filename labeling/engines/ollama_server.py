@@ -1,16 +1,268 @@
-"""Vectors from an Ollama of the client's own, through its official Python client.
+"""Ollama: label scores from the top 20 tokens of its native API, vectors through its official Python client.
 
-Scoring through Ollama needs its own reading of the top 20 and is not part of this version; its embeddings are.
+Scores do not go through the client: its replies are unbounded, and it cannot send `truncate: false`. What Ollama does
+by default and must not: cut an over-long prompt in silence, and queue requests one behind the other. The first is
+forbidden in every request and checked against the engine's own count; the second is measured and said.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import numpy as np
 import numpy.typing as npt
 import ollama
 
-from schemas.errors import EngineError, EngineUnavailable, ModelFileError
+from labeling.engines.http import EngineConnection, finite
+from labeling.engines.protocol import FirstToken, Identity, LabelCode, LabelScores, Tokens
+from labeling.engines.top_tokens import label_log_probs
+from schemas.errors import EngineError, EngineUnavailable, ModelFileError, PromptTooLong
+
+TOP = 20
+SAMPLING = f"one token; raw log-probabilities of the top {TOP}"
+SHOW_BYTES = 64_000_000  # a vocabulary of 150,000 tokens with its merges
+CONTROL = 3  # token type of control tokens in GGUF
+PROBES = 8
+SAME_WAVE = 1.35
+
+
+def _models(connection: EngineConnection) -> list[dict[str, Any]]:
+    reply = connection.call("GET", "/api/tags")
+    listed = reply.get("models") if isinstance(reply, dict) else None
+    if not isinstance(listed, list):
+        raise EngineError(
+            f"{connection.url}/api/tags",
+            found=str(reply)[:200],
+            expected="a list of models",
+            next_step="Use an Ollama of 0.12.11 or later.",
+        )
+    return [entry for entry in listed if isinstance(entry, dict)]
+
+
+class OllamaServer:
+    """One Ollama and one of its models.
+
+    Args:
+        connection: To an address already checked to be loopback or the client's own.
+        model: Name as `ollama list` shows it.
+        context: Tokens of one request; Ollama loads the model with that much for each of its slots.
+        slots: Requests in flight; None measures how many Ollama handles at once.
+
+    Raises:
+        ModelFileError: Ollama does not have the model, or it runs somewhere else (cloud, remote host).
+        EngineError: Ollama's cloud features are on, or it is too old to answer as this needs it.
+    """
+
+    counts = False
+
+    def __init__(self, connection: EngineConnection, *, model: str, context: int, slots: int | None) -> None:
+        self._http, self._model, self.context = connection, model, context
+        _refuse_cloud_name(model, "engine.model")
+        self._refuse_cloud()
+        self._vocabulary, self.control_marks = self._read_vocabulary()
+        self.identity()
+        self.slots = slots or 1
+        self.parallel: int | None = None
+        if slots is None:
+            self.parallel = self._measure_slots()
+            # One request waits for each that is computed, so that no slot idles between two.
+            self.slots = 2 * self.parallel
+
+    def _refuse_cloud(self) -> None:
+        try:
+            status = self._http.call("GET", "/api/status")
+        except EngineUnavailable:
+            raise
+        except EngineError:
+            return  # before 0.15 there was no such route; the model's own entry is checked below
+        cloud = status.get("cloud") if isinstance(status, dict) else None
+        if not isinstance(cloud, dict) or cloud.get("disabled") is not True:
+            raise EngineError(
+                f"{self._http.url}/api/status",
+                found="Ollama's cloud features are on",
+                expected="them off: nothing may leave the building",
+                next_step="Start it with OLLAMA_NO_CLOUD=1 (deployments/ has a unit that does).",
+            )
+
+    def _entry(self) -> dict[str, Any]:
+        listed = _models(self._http)
+        for entry in listed:
+            if entry.get("name") in (self._model, f"{self._model}:latest"):
+                if entry.get("remote_host") or entry.get("remote_model"):
+                    raise ModelFileError(
+                        f"engine.model {self._model!r}",
+                        found=f"a model that runs at {entry.get('remote_host') or 'another host'}",
+                        expected="a model on this machine",
+                        next_step="Nothing may leave the building: choose a local model.",
+                    )
+                return entry
+        names = ", ".join(str(entry.get("name")) for entry in listed)
+        raise ModelFileError(
+            f"engine.model {self._model!r}",
+            found=f"Ollama has {names or 'no model'}",
+            expected="the model in its list",
+            next_step=f"`ollama create {self._model} -f Modelfile` (or pull it where a network is).",
+        )
+
+    def identity(self) -> Identity:
+        entry = self._entry()
+        version = self._http.call("GET", "/api/version")
+        details = entry.get("details")
+        return Identity(
+            engine="ollama",
+            engine_version=str(version.get("version")) if isinstance(version, dict) else "?",
+            model=self._model,
+            digest=str(entry.get("digest") or "unknown").removeprefix("sha256:"),
+            quantization=str(details.get("quantization_level")) if isinstance(details, dict) else "?",
+            context=self.context,
+            sampling=SAMPLING,
+        )
+
+    def _read_vocabulary(self) -> tuple[dict[str, int], Collection[str]]:
+        """Token ids by text, and the control tokens, from the model's own file."""
+        self._entry()
+        shown = self._http.call(
+            "POST", "/api/show", {"model": self._model, "verbose": True}, most_bytes=SHOW_BYTES
+        )
+        info = shown.get("model_info") if isinstance(shown, dict) else None
+        tokens = info.get("tokenizer.ggml.tokens") if isinstance(info, dict) else None
+        if not isinstance(info, dict) or not isinstance(tokens, list):
+            return {}, ()
+        kinds = info.get("tokenizer.ggml.token_type") or []
+        marks = [token for token, kind in zip(tokens, kinds, strict=False) if kind == CONTROL]
+        plain = _byte_texts() if info.get("tokenizer.ggml.model") == "gpt2" else {"▁": " "}
+        vocabulary: dict[str, int] = {}
+        for number, token in enumerate(tokens):
+            vocabulary.setdefault("".join(plain.get(sign, sign) for sign in token), number)
+        return vocabulary, tuple(mark for mark in marks if len(mark) > 1)
+
+    def tokenize(self, text: str) -> Tokens:
+        """The text alone: Ollama has no route that tells its tokens."""
+        return Tokens((), text)
+
+    def first_token(self, text: str) -> FirstToken:
+        """The longest token of the vocabulary that starts the text."""
+        for end in range(len(text), 0, -1):
+            if text[:end] in self._vocabulary:
+                return FirstToken(-1, text[:end], end == len(text))
+        return FirstToken(-1, text, False)
+
+    def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
+        started = time.perf_counter()
+        reply = self._generate(prompt.text, {"num_predict": 1, "temperature": 0.0}, top=TOP)
+        where = f"{self._http.url}/api/generate"
+        positions = reply.get("logprobs")
+        first = positions[0] if isinstance(positions, list) and positions else None
+        entries = first.get("top_logprobs") if isinstance(first, dict) else None
+        pairs: list[tuple[str, float]] = []
+        for entry in entries if isinstance(entries, list) else []:
+            number = finite(entry.get("logprob")) if isinstance(entry, dict) else None
+            if number is None or not isinstance(entry.get("token"), str):
+                raise EngineError(
+                    where,
+                    found=f"entry {str(entry)[:100]}",
+                    expected="a token and a finite number",
+                    next_step="The record is set aside.",
+                )
+            pairs.append((entry["token"], number))
+        log_probs, mass = label_log_probs(pairs, codes, where=where)
+        sent = int(reply["prompt_eval_count"])
+        return LabelScores(log_probs, mass, sent, 0, time.perf_counter() - started)
+
+    def _generate(self, text: str, options: dict[str, Any], *, top: int = 0) -> dict[str, Any]:
+        where = f"{self._http.url}/api/generate"
+        body = {
+            "model": self._model,
+            "prompt": text,
+            "raw": True,
+            "stream": False,
+            "truncate": False,
+            "shift": False,
+            "keep_alive": "1h",
+            "options": {"num_ctx": self.context, "seed": 0, **options},
+            **({"logprobs": True, "top_logprobs": top} if top else {}),
+        }
+        try:
+            reply = self._http.call("POST", "/api/generate", body)
+        except EngineError as error:
+            if "exceeds the context length" in error.found or "input length" in error.found:
+                raise self._too_long("a prompt that does not fit") from error
+            raise
+        if not isinstance(reply, dict):
+            raise EngineError(
+                where, found=str(reply)[:200], expected="an object", next_step="The record is set aside."
+            )
+        if reply.get("remote_host") or reply.get("remote_model"):
+            raise ModelFileError(
+                where,
+                found=f"an answer from {reply.get('remote_host') or 'another host'}",
+                expected="an answer of this machine",
+                next_step="Stop this Ollama: it forwards texts to another machine.",
+            )
+        counted = finite(reply.get("prompt_eval_count"))
+        if counted is None:
+            raise EngineError(
+                where,
+                found="no prompt_eval_count",
+                expected="how many tokens were read",
+                next_step="The record is set aside.",
+            )
+        # A prompt that Ollama cuts is cut to the whole context, never to less.
+        if counted > self.context - 2:
+            raise self._too_long(f"{counted:g} tokens read, which fills the context")
+        return reply
+
+    def _too_long(self, found: str) -> PromptTooLong:
+        return PromptTooLong(
+            f"{self._http.url}/api/generate",
+            found=found,
+            expected=f"at most {self.context - 2} tokens (engine.context)",
+            next_step="Choose prompts.over_long: head_tail or windows, or a larger engine.context.",
+        )
+
+    def _measure_slots(self) -> int:
+        """How many requests Ollama computes at once, from the waves in which equal ones come back.
+
+        The server's setting (OLLAMA_NUM_PARALLEL, 1 unless set) is not told by its API.
+        """
+        self.warm(Tokens((), ""))
+        texts = [f"{number} " + "one two three four five six seven " * 6 for number in range(PROBES + 1)]
+        self._generate(texts[-1], {"num_predict": 1})
+
+        def timed(text: str) -> float:
+            started = time.perf_counter()
+            self._generate(text, {"num_predict": 1})
+            return time.perf_counter() - started
+
+        with ThreadPoolExecutor(PROBES) as pool:
+            seconds = sorted(pool.map(timed, texts[:PROBES]))
+        return sum(value <= seconds[0] * SAME_WAVE for value in seconds)
+
+    def warm(self, prefix: Tokens) -> None:
+        """Loads the model; each slot computes the prefix at its first record."""
+        self._generate(prefix.text or "Hello", {"num_predict": 1})
+
+    def close(self) -> None:
+        self._http.close()
+
+
+def _refuse_cloud_name(model: str, key: str) -> None:
+    if "cloud" in model:
+        raise ModelFileError(
+            f"{key} {model!r}",
+            found="a cloud model",
+            expected="a model on this machine",
+            next_step="Nothing may leave the building: choose a local model.",
+        )
+
+
+def _byte_texts() -> dict[str, str]:
+    """What the printable stand-ins of byte-level vocabularies mean, for the bytes that are ASCII."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {chr(256 + turn): chr(byte) for turn, byte in enumerate(hidden) if byte < 128}
 
 
 class OllamaEmbedder:
@@ -29,13 +281,7 @@ class OllamaEmbedder:
     BATCH = 32
 
     def __init__(self, url: str, *, model: str, timeout_s: float) -> None:
-        if "cloud" in model:
-            raise ModelFileError(
-                f"embedding.model {model!r}",
-                found="a cloud model",
-                expected="a model on this machine",
-                next_step="Nothing may leave the building: choose a local model.",
-            )
+        _refuse_cloud_name(model, "embedding.model")
         self._url, self._model = url, model
         self._client = ollama.Client(host=url, timeout=timeout_s, trust_env=False, follow_redirects=False)
         self.model_id = f"{model.replace(':', '-').replace('/', '-')}-{self._digest()[:12]}"

@@ -1,9 +1,13 @@
 """Opens the engine and the embedder that a project names."""
 
-from labeling.engines.embedded import EmbeddedEmbedder, EmbeddedEngine, free_cores
+import os
+
+from labeling.engines.embedded import EmbeddedEmbedder, EmbeddedEngine, all_cores
+from labeling.engines.fleet import Fleet
 from labeling.engines.http import EngineConnection, check_address
 from labeling.engines.llama_server import LlamaServer, LlamaServerEmbedder
 from labeling.engines.model_files import model_file
+from labeling.engines.openai_server import OpenAIServer
 from labeling.engines.protocol import Embedder, Engine
 from schemas.errors import EngineError, ModelFileError, ProjectError
 from schemas.project import Project
@@ -11,7 +15,7 @@ from schemas.project import Project
 DEFAULT_EMBEDDED_SLOTS = 4
 
 
-def _endpoint(project: Project, endpoints: tuple[str, ...], key: str) -> str:
+def _addresses(project: Project, endpoints: tuple[str, ...], key: str) -> tuple[str, ...]:
     if not endpoints:
         raise ProjectError(
             key,
@@ -21,7 +25,33 @@ def _endpoint(project: Project, endpoints: tuple[str, ...], key: str) -> str:
         )
     for endpoint in endpoints:
         check_address(endpoint, project.engine.allowed_hosts)
-    return endpoints[0]
+    return endpoints
+
+
+def _api_key(project: Project) -> str | None:
+    name = project.engine.api_key
+    if name is None:
+        return None
+    if not os.environ.get(name):
+        raise ProjectError(
+            "engine.api_key",
+            found=f"environment variable {name} is not set",
+            expected="the key of the server",
+            next_step=f"Set {name}, or take engine.api_key out if the server asks for none.",
+        )
+    return os.environ[name]
+
+
+def _connect(project: Project, address: str) -> Engine:
+    settings = project.engine
+    connection = EngineConnection(address, timeout_s=settings.timeout_s, api_key=_api_key(project))
+    if settings.kind == "llama-server":
+        return LlamaServer(connection, digest=settings.digest or "unknown")
+    if settings.kind == "ollama":
+        from labeling.engines.ollama_server import OllamaServer  # its client costs 0.3 s to import
+
+        return OllamaServer(connection, model=settings.model, context=settings.context, slots=settings.slots)
+    return OpenAIServer(connection, model=settings.model, context=settings.context, slots=settings.slots)
 
 
 def connect_engine(project: Project, *, fetch: bool = False) -> Engine:
@@ -30,28 +60,22 @@ def connect_engine(project: Project, *, fetch: bool = False) -> Engine:
     Raises:
         ModelFileError: the weights are missing or not the ones the project names.
         EngineUnavailable: the server does not answer.
+        EngineError: a server that cannot be used, or several that are not alike.
         ProjectError: an address that is not allowed.
     """
     settings = project.engine
+    engine: Engine
     if settings.kind == "embedded":
-        file = model_file(settings.model, fetch=fetch)
-        engine: Engine = EmbeddedEngine(
-            file,
+        engine = EmbeddedEngine(
+            model_file(settings.model, fetch=fetch),
             context=settings.context,
             slots=settings.slots or DEFAULT_EMBEDDED_SLOTS,
-            threads=settings.threads or free_cores(),
+            threads=settings.threads or all_cores(),
         )
-    elif settings.kind == "llama-server":
-        address = _endpoint(project, settings.endpoints, "engine.endpoints")
-        connection = EngineConnection(address, timeout_s=settings.timeout_s)
-        engine = LlamaServer(connection, digest=settings.digest or "unknown")
     else:
-        raise EngineError(
-            "engine.kind",
-            found=settings.kind,
-            expected="embedded or llama-server",
-            next_step="The adapter for this engine is not part of this version.",
-        )
+        addresses = _addresses(project, settings.endpoints, "engine.endpoints")
+        members = [_connect(project, address) for address in addresses]
+        engine = members[0] if len(members) == 1 else Fleet(members)
     found = engine.identity().digest
     if settings.digest is not None and found != settings.digest:
         engine.close()
@@ -72,16 +96,16 @@ def connect_embedder(project: Project, *, fetch: bool = False) -> Embedder | Non
     if settings.kind == "embedded":
         file = model_file(settings.model, fetch=fetch)
         return EmbeddedEmbedder(
-            file, name=settings.model.rsplit("/", 1)[-1].removesuffix(".gguf"), threads=free_cores()
+            file, name=settings.model.rsplit("/", 1)[-1].removesuffix(".gguf"), threads=all_cores()
         )
     if settings.kind == "llama-server":
-        address = _endpoint(project, settings.endpoints, "embedding.endpoints")
+        address = _addresses(project, settings.endpoints, "embedding.endpoints")[0]
         connection = EngineConnection(address, timeout_s=project.engine.timeout_s)
         return LlamaServerEmbedder(connection, model_id=settings.model)
     if settings.kind == "ollama":
         from labeling.engines.ollama_server import OllamaEmbedder  # the client costs 0.3 s to import
 
-        address = _endpoint(project, settings.endpoints, "embedding.endpoints")
+        address = _addresses(project, settings.endpoints, "embedding.endpoints")[0]
         return OllamaEmbedder(address, model=settings.model, timeout_s=project.engine.timeout_s)
     raise EngineError(
         "embedding.kind",

@@ -3,7 +3,7 @@
 Log-probabilities are natural logs of the model's own, unmasked distribution at the position after the prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -30,16 +30,33 @@ class Identity:
 
 @dataclass(frozen=True)
 class LabelCode:
-    """How a label is spelled in one token: the label, the text after the cue, and that text's first token."""
+    """How a label is spelled in one token: the label, the text after the cue, and that text's first token.
+
+    `token_id` is -1 for engines that report tokens by their text; `token` is then that text ("" where not known).
+    """
 
     label: str
     text: str
     token_id: int
+    token: str = ""
+
+
+@dataclass(frozen=True)
+class FirstToken:
+    """The token a text starts with: its id (-1 where the engine tells none), its text ("" where not known), and
+    whether it is the whole text."""
+
+    id: int
+    text: str
+    whole: bool
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A prompt as the engine's own tokens, so that what is counted is what is sent."""
+    """A prompt as the engine's own tokens, so that what is counted is what is sent.
+
+    `ids` is empty for an engine that does not tell its tokens (`Engine.counts`); then the text is sent.
+    """
 
     ids: tuple[int, ...]
     text: str
@@ -61,6 +78,8 @@ class Engine(Protocol):
 
     slots: int
     context: int  # tokens one request may use, prompt and answer together
+    counts: bool  # tells the tokens of a text before it is sent
+    control_marks: Collection[str]  # texts that the engine would read as commands wherever they stand
 
     def identity(self) -> Identity:
         """Asks the engine anew who it is."""
@@ -68,8 +87,8 @@ class Engine(Protocol):
     def tokenize(self, text: str) -> Tokens:
         """The tokens of a whole prompt, with the special ones the model starts with."""
 
-    def token_ids(self, text: str) -> tuple[int, ...]:
-        """The tokens of a piece of text, without special ones."""
+    def first_token(self, text: str) -> FirstToken:
+        """How a piece of text starts, without special tokens."""
 
     def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
         """One new token: the distribution over the label codes after the prompt.

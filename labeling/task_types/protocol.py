@@ -17,6 +17,7 @@ class TaskTypeProtocol(Protocol):
     labels: tuple[str, ...]
     editor: str  # name of the review page's editor module
     one_token: bool  # a suggestion is read from one token's label distribution
+    export_names: tuple[str, ...]  # columns of the training table, beside record_id and text
 
     def check(self, value: Value, text: str) -> None:
         """Raises ValueError with a sentence when `value` (never None) is no legal value for this text."""
@@ -34,7 +35,7 @@ class TaskTypeProtocol(Protocol):
         """A value from a gold column's cell (text, JSON text, list); None when the cell is empty."""
 
     def export_columns(self, value: Value) -> Mapping[str, Any]:
-        """Columns of the training table for a settled value."""
+        """The columns `export_names` for a settled value."""
 
 
 def registered_task_type(schema: LabelSchema) -> TaskTypeProtocol:

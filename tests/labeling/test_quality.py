@@ -11,6 +11,7 @@ from labeling.database.queue import decisions_of_round
 from labeling.quality import (
     dispute_reasons,
     gold_rows,
+    load_findings,
     measure_agreement,
     opinions,
     settle,
@@ -173,7 +174,7 @@ def test_gold_of_a_round_is_right_where_two_people_or_an_adjudicator_said_so(wor
 
 
 def test_disagreements_become_findings_and_disputes(worked: Loop) -> None:
-    findings = Table(worked.folder.round(1).findings, tables.findings(TASK)).read()
+    findings = load_findings(worked.project, worked.folder, 1)
     by_record = opinions(write_annotations(worked.project, worked.folder, worked.db, 1))
     disagreed = {key for key, rows in by_record.items() if len({row["value"] for row in rows}) > 1}
     judged = {row["record_id"] for row in decisions_of_round(worked.db, 1) if row["purpose"] == "recheck"}
@@ -182,6 +183,29 @@ def test_disagreements_become_findings_and_disputes(worked: Loop) -> None:
     assert set(findings.filter(pl.col("kind") == "annotator_disagreement")["record_id"]) == disagreed
     assert disagreed <= judged
     assert findings["finding_id"].n_unique() == findings.height
+
+
+def test_an_adjudicated_finding_says_what_came_of_it(worked: Loop) -> None:
+    findings = load_findings(worked.project, worked.folder, 1)
+    gold = dict(
+        Table(worked.folder.round(1).gold, tables.gold(TASK)).read().select("record_id", "value").iter_rows()
+    )
+    by_record = opinions(write_annotations(worked.project, worked.folder, worked.db, 1))
+    judged = {
+        row["record_id"]: row for row in decisions_of_round(worked.db, 1) if row["purpose"] == "recheck"
+    }
+
+    assert findings["finding_id"].n_unique() == findings.height
+    outcomes = set()
+    for row in findings.iter_rows(named=True):
+        if row["record_id"] not in judged:
+            assert (row["state"], row["settled_by"]) == ("open", None)
+            continue
+        outcomes.add(row["state"])
+        assert row["settled_by"] == judged[row["record_id"]]["annotation_id"]
+        values = {decision["value"] for decision in by_record[row["record_id"]]}
+        assert row["state"] == ("kept" if values == {gold[row["record_id"]]} else "changed")
+    assert "changed" in outcomes
 
 
 def test_the_figures_of_a_round_are_counted_from_its_tables(worked: Loop) -> None:

@@ -280,7 +280,7 @@ from labeling.prompts import bind, label_codes, load_template
 from labeling.storage import project_lock
 project, folder = load_project(sys.argv[1])
 engine = connect_engine(project)
-codes = label_codes(project.label_schema.labels, engine.token_ids)
+codes = label_codes(project.label_schema.labels, engine.first_token)
 prompt = bind(load_template(project.prompts.files[0], folder.root), project, codes)
 with project_lock(folder.lock, "pre-annotation"):
     store = register(project, folder, engine, prompt)

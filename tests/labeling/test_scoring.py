@@ -108,7 +108,8 @@ def test_a_cut_prompt_is_never_asked_again(scripted: ScriptedEngine, connect: Co
 class _Failing:
     """An engine whose third score raises what it was told to."""
 
-    slots, context = 2, 64
+    slots, context, counts = 2, 64, True
+    control_marks: Sequence[str] = ()
 
     def __init__(self, error: BaseException) -> None:
         self._error, self.scores = error, 0
@@ -253,7 +254,7 @@ def test_the_shipped_model_scores_the_same_twice_and_reuses_the_prompt(
         b"  labels: [{name: sports}, {name: money}]\n",
         "project.yaml",
     )
-    codes = label_codes(project.label_schema.labels, real_engine.token_ids)
+    codes = label_codes(project.label_schema.labels, real_engine.first_token)
     prompt = bind(load_template("builtin:plain", tmp_path), project, codes)
     records = [
         ("r0", "The striker scored twice and the team won the cup."),

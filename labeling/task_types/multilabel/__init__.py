@@ -16,6 +16,7 @@ class MultiLabel:
     labels: tuple[str, ...]
     editor: str = "multilabel"
     one_token: bool = False
+    export_names: tuple[str, ...] = ("labels",)
 
     def check(self, value: Value, text: str) -> None:
         if not isinstance(value, list) or not all(isinstance(part, str) for part in value):

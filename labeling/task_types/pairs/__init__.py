@@ -19,6 +19,7 @@ class Pairs:
     labels: tuple[str, ...]
     editor: str = "pairs"
     one_token: bool = False
+    export_names: tuple[str, ...] = ("instruction", "input", "output")
 
     def check(self, value: Value, text: str) -> None:
         if not isinstance(value, dict) or set(value) != set(_FIELDS):

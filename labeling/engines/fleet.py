@@ -1,0 +1,120 @@
+"""Several servers of one model as one engine: work goes to whoever is free, a dead one costs no record."""
+
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
+
+from labeling.engines.protocol import Engine, FirstToken, Identity, LabelCode, LabelScores, Tokens
+from schemas.errors import EngineError, EngineUnavailable
+
+REST_S = 15.0
+Answer = TypeVar("Answer")
+
+
+class Fleet:
+    """Engines that are the same model, quantization and version.
+
+    Each lane of work belongs to one member. A member that does not answer rests; its lanes ask the others meanwhile and
+    come back to it. Lanes of a slow member simply take fewer records.
+
+    Raises:
+        EngineError: the members are not the same engine.
+        EngineUnavailable: none of them answers.
+    """
+
+    def __init__(self, members: Sequence[Engine]) -> None:
+        self._members = list(members)
+        self._rests_until = [0.0] * len(members)
+        self._lock = threading.Lock()
+        self.slots = sum(member.slots for member in members)
+        self.context = min(member.context for member in members)
+        self.counts = all(member.counts for member in members)
+        self.control_marks: Collection[str] = sorted(
+            {mark for member in members for mark in member.control_marks}
+        )
+        # Slots of all members in turn, so that fewer lanes than slots still use every member.
+        turns = max(member.slots for member in members)
+        self._lanes = [
+            (index, slot)
+            for slot in range(turns)
+            for index, member in enumerate(members)
+            if slot < member.slots
+        ]
+        self._identity = members[0].identity()
+        for member in members[1:]:
+            self._same(member.identity())
+
+    def _same(self, other: Identity) -> None:
+        if other != self._identity:
+            differs = [
+                f"{key} {value!r} and {other.as_dict()[key]!r}"
+                for key, value in self._identity.as_dict().items()
+                if value != other.as_dict()[key]
+            ]
+            raise EngineError(
+                "engine.endpoints",
+                found=f"servers that differ: {'; '.join(differs)}",
+                expected="the same model, quantization, context and version behind every address",
+                next_step="Start them alike, or name only those that are.",
+            )
+
+    def identity(self) -> Identity:
+        """Of a member that answers; one that differs from the rest is told as it is, so that the run halts."""
+        answers = []
+        for index, member in enumerate(self._members):
+            try:
+                answers.append(member.identity())
+            except EngineUnavailable:
+                self._rest(index)
+        if not answers:
+            raise self._none()
+        return next((answer for answer in answers if answer != self._identity), self._identity)
+
+    def tokenize(self, text: str) -> Tokens:
+        return self._any(lambda member: member.tokenize(text))
+
+    def first_token(self, text: str) -> FirstToken:
+        return self._any(lambda member: member.first_token(text))
+
+    def _any(self, ask: Callable[[Engine], Answer], own: int = 0) -> Answer:
+        for index in self._order(own):
+            try:
+                return ask(self._members[index])
+            except EngineUnavailable:
+                self._rest(index)
+        raise self._none()
+
+    def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
+        own, inner = self._lanes[slot % len(self._lanes)]
+        return self._any(lambda member: member.score(prompt, codes, slot=inner % member.slots), own)
+
+    def _order(self, own: int) -> list[int]:
+        """The lane's own member, then the others; those at rest only when nobody else is left."""
+        now = time.monotonic()
+        count = len(self._members)
+        turns = [(own + step) % count for step in range(count)]
+        return [index for index in turns if self._rests_until[index] <= now] or turns
+
+    def _rest(self, index: int) -> None:
+        with self._lock:
+            self._rests_until[index] = time.monotonic() + REST_S
+
+    def _none(self) -> EngineUnavailable:
+        return EngineUnavailable(
+            "engine.endpoints",
+            found="none of the servers answers",
+            expected="at least one",
+            next_step="Check that the engines run.",
+        )
+
+    def warm(self, prefix: Tokens) -> None:
+        for index, member in enumerate(self._members):
+            try:
+                member.warm(prefix)
+            except EngineUnavailable:
+                self._rest(index)
+
+    def close(self) -> None:
+        for member in self._members:
+            member.close()

@@ -1,0 +1,150 @@
+"""Servers that speak OpenAI's completions with log-probabilities (vLLM, LM Studio, llama-server's own `/v1` routes).
+
+The protocol has no word against cutting a prompt, so the self-test sends one that is too long and every reply's own
+count is checked. Weights are known by name only: `digest` covers what the server says of the model, not its file.
+"""
+
+import time
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from labeling.engines.http import EngineConnection, finite
+from labeling.engines.protocol import FirstToken, Identity, LabelCode, LabelScores, Tokens
+from labeling.engines.top_tokens import label_log_probs
+from schemas.errors import EngineError, PromptTooLong
+from schemas.values import content_hash
+
+TOP = 20
+SAMPLING = f"one token; raw log-probabilities of the top {TOP}"
+DEFAULT_SLOTS = 8
+_MOODS = ("created", "permission", "meta")  # differ between two starts of one server, or hold clocks
+
+
+class OpenAIServer:
+    """One model of a server with OpenAI's `/v1/completions`.
+
+    Args:
+        connection: To the server's root (without `/v1`).
+        model: Name under `/v1/models`.
+        context: Tokens one request may use.
+        slots: Requests in flight.
+    """
+
+    counts = False
+    control_marks: Collection[str] = ()
+
+    def __init__(self, connection: EngineConnection, *, model: str, context: int, slots: int | None) -> None:
+        self._http, self._model, self.context = connection, model, context
+        self.slots = slots or DEFAULT_SLOTS
+        self.identity()
+
+    def identity(self) -> Identity:
+        reply = self._http.call("GET", "/v1/models")
+        listed = reply.get("data") if isinstance(reply, dict) else None
+        entries = [entry for entry in listed or [] if isinstance(entry, dict)]
+        entry = next((entry for entry in entries if entry.get("id") == self._model), None)
+        if entry is None:
+            names = ", ".join(str(entry.get("id")) for entry in entries)
+            raise EngineError(
+                f"engine.model {self._model!r}",
+                found=f"the server has {names or 'no model'}",
+                expected="the model in its list",
+                next_step="Start the server with that model, or change engine.model.",
+            )
+        return Identity(
+            engine="openai",
+            engine_version=str(entry.get("owned_by") or "?"),
+            model=self._model,
+            digest=content_hash({key: value for key, value in entry.items() if key not in _MOODS}),
+            quantization="?",
+            context=self.context,
+            sampling=SAMPLING,
+        )
+
+    def tokenize(self, text: str) -> Tokens:
+        """The text alone: the protocol has no route that tells tokens."""
+        return Tokens((), text)
+
+    def first_token(self, text: str) -> FirstToken:
+        """Nothing is known of the vocabulary: a capital after a space is one token in all common ones."""
+        return FirstToken(-1, "", len(text.strip()) == 1)
+
+    def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
+        started = time.perf_counter()
+        reply = self._complete(prompt.text, {"max_tokens": 1, "logprobs": TOP, "temperature": 0})
+        where = f"{self._http.url}/v1/completions"
+        top = _first_position(reply, where)
+        log_probs, mass = label_log_probs(top, codes, where=where)
+        usage = reply["usage"]
+        details = usage.get("prompt_tokens_details")
+        cached = finite(details.get("cached_tokens")) if isinstance(details, dict) else None
+        return LabelScores(
+            log_probs, mass, int(usage["prompt_tokens"]), int(cached or 0), time.perf_counter() - started
+        )
+
+    def _complete(self, text: str, settings: dict[str, Any]) -> dict[str, Any]:
+        where = f"{self._http.url}/v1/completions"
+        body = {"model": self._model, "prompt": text, "seed": 0, "stream": False, **settings}
+        try:
+            reply = self._http.call("POST", "/v1/completions", body)
+        except EngineError as error:
+            if "context" in error.found and ("exceed" in error.found or "maximum" in error.found):
+                raise self._too_long("a prompt that does not fit") from error
+            raise
+        usage = reply.get("usage") if isinstance(reply, dict) else None
+        counted = finite(usage.get("prompt_tokens")) if isinstance(usage, dict) else None
+        if counted is None:
+            raise EngineError(
+                where,
+                found="no usage.prompt_tokens",
+                expected="how many tokens were read",
+                next_step="The record is set aside.",
+            )
+        if counted > self.context - 2:
+            raise self._too_long(f"{counted:g} tokens read, which fills the context")
+        answer: dict[str, Any] = reply
+        return answer
+
+    def _too_long(self, found: str) -> PromptTooLong:
+        return PromptTooLong(
+            f"{self._http.url}/v1/completions",
+            found=found,
+            expected=f"at most {self.context - 2} tokens (engine.context)",
+            next_step="Choose prompts.over_long: head_tail or windows, or a larger engine.context.",
+        )
+
+    def warm(self, prefix: Tokens) -> None:
+        if prefix.text:
+            self._complete(prefix.text, {"max_tokens": 1})
+
+    def close(self) -> None:
+        self._http.close()
+
+
+def _first_position(reply: dict[str, Any], where: str) -> list[tuple[str, float]]:
+    """The most likely tokens of the one new position, from either of the two spellings in use."""
+    choices = reply.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    told = first.get("logprobs") if isinstance(first, dict) else None
+    if not isinstance(told, dict):
+        return []
+    content, legacy = told.get("content"), told.get("top_logprobs")
+    if isinstance(content, list) and content and isinstance(content[0], dict):
+        entries = content[0].get("top_logprobs") or content[0].get("top_probs") or []
+        pairs = [(entry.get("token"), entry.get("logprob")) for entry in entries if isinstance(entry, dict)]
+    elif isinstance(legacy, list) and legacy and isinstance(legacy[0], dict):
+        pairs = list(legacy[0].items())
+    else:
+        return []
+    top: list[tuple[str, float]] = []
+    for token, value in pairs:
+        number = finite(value)
+        if not isinstance(token, str) or number is None:
+            raise EngineError(
+                where,
+                found=f"token {str(token)[:50]!r} with {str(value)[:50]!r}",
+                expected="a text and a finite number",
+                next_step="The record is set aside.",
+            )
+        top.append((token, number))
+    return top

@@ -1,0 +1,64 @@
+"""Label scores from the most likely tokens, for engines that tell a few of them and by their text only."""
+
+from collections.abc import Iterable, Sequence
+from math import exp, fsum, log
+
+from labeling.engines.protocol import LabelCode
+from schemas.errors import EngineError
+
+ROUNDING = 1e-3
+
+
+def label_log_probs(
+    top: Iterable[tuple[str, float]], codes: Sequence[LabelCode], *, where: str
+) -> tuple[tuple[float, ...], float]:
+    """Raw log-probabilities of the label codes and the label mass.
+
+    A code whose first token is known is that token exactly, so that every engine reads the same. Where it is not known,
+    every token that begins the text of one label only counts for it, with and without the leading space. A label
+    that is not reported gets the least reported value: it bounds it from above.
+
+    Args:
+        top: (token text, natural log-probability) of the most likely tokens at the position after the prompt.
+        where: Address for the error.
+
+    Raises:
+        EngineError: no token, a token twice, a log-probability above 0, or all of them 0 (speculative decoding).
+    """
+    told: dict[str, float] = {}
+    for text, log_prob in top:
+        if log_prob > ROUNDING:
+            raise _unusable(where, f"log-probability {log_prob:g}", "a probability")
+        if text in told and text.strip("\ufffd"):
+            raise _unusable(where, f"token {text!r} twice", "each token once")
+        told[text] = log_prob
+    if not told:
+        raise _unusable(where, "no log-probabilities", "those of the most likely tokens (too old a server?)")
+    if len(told) > 1 and all(value == 0.0 for value in told.values()):
+        raise _unusable(where, "log-probabilities that are all 0", "real ones (is speculative decoding on?)")
+    shares: list[list[float]] = [[] for _ in codes]
+    for text, log_prob in told.items():
+        owner = _owner(text, codes)
+        if owner is not None:
+            shares[owner].append(exp(log_prob))
+    floor = min(told.values())
+    log_probs = tuple(log(fsum(share)) if share else floor for share in shares)
+    return log_probs, min(1.0, fsum(value for share in shares for value in share))
+
+
+def _owner(text: str, codes: Sequence[LabelCode]) -> int | None:
+    exact = [index for index, code in enumerate(codes) if code.token and code.token == text]
+    if exact:
+        return exact[0]
+    begun = text.strip()
+    same = [index for index, code in enumerate(codes) if not code.token and code.text.strip() == begun]
+    if same or not begun:
+        return same[0] if same else None
+    owners = [
+        index for index, code in enumerate(codes) if not code.token and code.text.strip().startswith(begun)
+    ]
+    return owners[0] if len(owners) == 1 else None
+
+
+def _unusable(where: str, found: str, expected: str) -> EngineError:
+    return EngineError(where, found=found, expected=expected, next_step="The record is set aside.")
