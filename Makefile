@@ -10,7 +10,7 @@ demo: $(VENV)/run.stamp
 	$(BIN)/countersign demo
 
 test: $(VENV)/dev.stamp models
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -7,14 +7,16 @@ from typing import Any
 HEAD = """# Measured figures
 
 Every figure here was printed by a command in `benchmarks/` and is stored in `docs/benchmarks/`; this page is written
-by `python -m benchmarks.page`, all of it anew by `make benchmarks`. Machine: 2 cores, 24 GiB, no GPU, shared with other
-work while it measured, so that speeds are lower bounds.
+by `python -m benchmarks.page`, all of it anew by `make benchmarks`. Machine: 2 virtual cores (Intel Xeon, 2.1 GHz),
+24 GiB, no GPU; its neighbours make speeds vary by about a fifth from run to run.
 """
 TITLES = {
     "rehearse_ag_news": "Rehearsal: AG News, first 2,000 records (`python -m benchmarks.rehearsals ag_news FILE`)",
     "rehearse_sms_spam": "Rehearsal: SMS spam, first 2,000 records (`python -m benchmarks.rehearsals sms_spam FILE`)",
+    "bench": "Labels an hour on this hardware (`countersign bench`)",
     "engine_share": "Share of the engine's limit, Prefect's share (`python -m benchmarks.engine_share`)",
     "overhead": "Pipeline overhead with an engine that costs nothing (`python -m benchmarks.overhead`)",
+    "spinning": "The embedded engine beside a busy neighbour (`python -m benchmarks.spinning`)",
     "review_queue": "Review queue, decide and next (`python -m benchmarks.review_queue`)",
 }
 

@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "benchmarks"
 COMMANDS = {
     "engine_share": ["-m", "benchmarks.engine_share"],
+    "bench": ["-m", "countersign.main", "bench", "--json"],
+    "spinning": ["-m", "benchmarks.spinning"],
     "overhead": ["-m", "benchmarks.overhead"],
     "review_queue": ["-m", "benchmarks.review_queue"],
 }

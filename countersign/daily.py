@@ -75,7 +75,6 @@ def ensure_gate(project: Project, folder: ProjectFolder) -> str | None:
     """A review run at the gate of the open round; None when no round is open. Never a second one."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
-    from prefect.deployments import run_deployment
 
     with project_database(project, folder) as db:
         number = next(
@@ -90,12 +89,10 @@ def ensure_gate(project: Project, folder: ProjectFolder) -> str | None:
             deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])),
             flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": WAITING_STATES}}}),
         )
-    if runs:
-        return str(runs[0].id)
-    run = run_deployment(
-        f"review/{project.name}",
-        parameters={"project": str(folder.root), "round_number": number, "rehearsal": rehearsal},
-        timeout=0,
-        as_subflow=False,
-    )
+        if runs:
+            return str(runs[0].id)
+        run = client.create_flow_run_from_deployment(
+            deployment.id,
+            parameters={"project": str(folder.root), "round_number": number, "rehearsal": rehearsal},
+        )
     return str(run.id)

@@ -263,6 +263,57 @@ def rehearse(
 
 
 @app.command()
+def compare(
+    project: ProjectPath,
+    models: Annotated[str, typer.Option(help="Models as `engine.model` takes them, comma-separated.")] = "",
+    json: Json = False,
+) -> None:
+    """Candidate models with every prompt on the reviewed sample, and which one to take."""
+    with told(json):
+        from labeling.comparing import compare as compare_models
+        from labeling.comparing import comparison_table, reviewed_sample
+        from labeling.project_file import load_project
+
+        loaded, folder = load_project(project)
+        names = [name.strip() for name in models.split(",") if name.strip()] or [loaded.engine.model]
+        truth = reviewed_sample(loaded, folder)
+        answer = compare_models(
+            loaded, folder, truth, names, on_model=lambda name: say(f"{name}: {len(truth)} records ...")
+        )
+        emit(answer, as_json=json, text=comparison_table(answer))
+
+
+@app.command()
+def bench(
+    project: Annotated[
+        Path | None, typer.Argument(metavar="[PROJECT]", help="Its engine; the shipped model without one.")
+    ] = None,
+    records: Annotated[int, typer.Option(min=4, help="Records of about 200 tokens.")] = 32,
+    out: Annotated[Path | None, typer.Option(help="Also write the row to this JSON file.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure labels an hour on this hardware, and how near that is to what the engine can do."""
+    with told(json):
+        from labeling.benchmarking import bench as measure
+        from labeling.benchmarking import bench_row
+        from labeling.engines.opening import connect_engine
+        from labeling.paths import configs
+        from labeling.project_file import load_project
+        from labeling.storage import write_json
+
+        loaded, _ = load_project(project or configs() / "demo")
+        engine = connect_engine(loaded, fetch=True)
+        try:
+            say(f"measuring {records} records ...")
+            answer = measure(engine, records=records)
+        finally:
+            engine.close()
+        if out is not None:
+            write_json(out, answer)
+        emit(answer, as_json=json, text=bench_row(answer))
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the demo project goes.")] = Path(
         "demo-project"

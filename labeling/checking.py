@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 from labeling.engines.opening import connect_engine
+from labeling.engines.self_test import require, self_test
 from labeling.ingest import read_rows
 from labeling.paths import ProjectFolder
 from labeling.project_file import load_project
@@ -91,15 +92,7 @@ def _engine(project: Project, folder: ProjectFolder) -> None:
                     expected=f"at most {engine.context - 64}",
                     next_step="Shorten the definitions, or raise engine.context.",
                 )
-            engine.score(engine.tokenize(prompt.around("A short text.")), codes, slot=0)
-            again = engine.score(engine.tokenize(prompt.around("A short text!")), codes, slot=0)
-            if again.tokens_cached == 0:
-                raise ProjectError(
-                    "engine",
-                    found="no cached tokens on the second call",
-                    expected="a prefix cache",
-                    next_step="Turn the engine's prompt cache on: without it every record pays the whole prompt.",
-                )
+        require(self_test(engine, prompt, digest=project.engine.digest))
     finally:
         engine.close()
 

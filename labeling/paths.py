@@ -85,6 +85,10 @@ class RoundFolder:
         return self.root / "setup.json"
 
     @property
+    def self_test(self) -> Path:
+        return self.root / "self_test.json"
+
+    @property
     def plan(self) -> Path:
         return self.root / "plan.json"
 

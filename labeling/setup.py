@@ -4,7 +4,8 @@ The sample is the first records by a seeded hash: raising `setup.sample` adds re
 Every prompt is tried with and without batch calibration; the winner's interval is corrected for having been chosen.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from labeling.calibration import fit_batch_calibration, fit_correctness
 from labeling.engines.protocol import Engine
+from labeling.engines.self_test import as_json, require, self_test, warnings_of
 from labeling.intervals import gate_verdict, records_to_conclude, wilson_for_best_of
 from labeling.paths import ProjectFolder
 from labeling.prompts import Prompt, bind, label_codes, load_template
@@ -77,6 +79,52 @@ def bound_prompts(project: Project, folder: ProjectFolder, engine: Engine) -> li
     return [bind(load_template(name, folder.root), project, codes) for name in project.prompts.files]
 
 
+@dataclass(frozen=True)
+class Tried:
+    """A prompt on n records: (n, K) raw log-probabilities, (n,) label mass, and which rows are usable."""
+
+    prompt: Prompt
+    store: ScoreStore
+    scores: npt.NDArray[np.float64]
+    mass: npt.NDArray[np.float64]
+    usable: npt.NDArray[np.bool_]
+
+
+def try_prompts(
+    project: Project,
+    folder: ProjectFolder,
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    record_ids: Sequence[str],
+    texts: Mapping[str, str],
+    *,
+    on_record: Callable[[], None] | None = None,
+) -> Iterator[Tried]:
+    """Scores records with each prompt; what was asked before is read from the store."""
+    for prompt in prompts:
+        store = register(project, folder, engine, prompt)
+        engine.warm(engine.tokenize(prompt.prefix))
+        for _ in score_missing(
+            engine,
+            prompt,
+            store,
+            ((record_id, texts[record_id]) for record_id in record_ids),
+            project=project,
+            folder=folder,
+            known=store.known(),
+            on_record=on_record,
+        ):
+            pass
+        scores, mass = store.matrix(record_ids)
+        width = len(project.label_schema.names)
+        usable: npt.NDArray[np.bool_] = (
+            np.asarray(np.isfinite(scores).all(axis=1))
+            if scores.shape[1] == width
+            else np.zeros(len(record_ids), dtype=np.bool_)
+        )
+        yield Tried(prompt, store, scores, mass, usable)
+
+
 def measure_prompts(
     project: Project,
     folder: ProjectFolder,
@@ -97,40 +145,28 @@ def measure_prompts(
     gold = np.array([labels.index(truth[record_id]) for record_id in sample])
     candidates: list[dict[str, Any]] = []
     predictions: list[npt.NDArray[np.int64]] = []
-    for prompt in bound_prompts(project, folder, engine):
-        store = register(project, folder, engine, prompt)
-        engine.warm(engine.tokenize(prompt.prefix))
-        for _ in score_missing(
-            engine,
-            prompt,
-            store,
-            ((record_id, texts[record_id]) for record_id in sample),
-            project=project,
-            folder=folder,
-            known=store.known(),
-            on_record=on_record,
-        ):
-            pass
-        scores, mass = store.matrix(sample)
-        usable = (
-            np.isfinite(scores).all(axis=1) if scores.shape[1] == len(labels) else np.zeros(len(sample), bool)
-        )
+    prompts = bound_prompts(project, folder, engine)
+    keep_self_test(project, folder, engine, prompts[0], 1)
+    for tried in try_prompts(project, folder, engine, prompts, sample, texts, on_record=on_record):
+        store, usable = tried.store, tried.usable
         for strength in STRENGTHS:
             predicted = np.full(len(sample), -1)
             if usable.any():
-                calibration = fit_batch_calibration(scores[usable], labels=labels, default_strength=strength)
-                predicted[usable] = calibration.apply(scores[usable]).argmax(axis=1)
+                calibration = fit_batch_calibration(
+                    tried.scores[usable], labels=labels, default_strength=strength
+                )
+                predicted[usable] = calibration.apply(tried.scores[usable]).argmax(axis=1)
             predictions.append(predicted)
             candidates.append(
                 {
-                    "template": prompt.template.name,
+                    "template": tried.prompt.template.name,
                     "prompt_id": store.prompt_id,
                     "identity_id": store.identity_id,
                     "strength": strength,
                     "right": int((predicted == gold).sum()),
                     "n": len(sample),
                     "unusable": int((~usable).sum()),
-                    "label_mass": float(np.nanmean(mass)) if usable.any() else None,
+                    "label_mass": float(np.nanmean(tried.mass)) if usable.any() else None,
                 }
             )
     best = max(range(len(candidates)), key=lambda index: (candidates[index]["right"], -index))
@@ -236,6 +272,27 @@ def _sentence(
     if verdict == "inconclusive":
         return f"{start} No reasonable number of further records would settle it."
     return f"{start} Improve the prompts or use a larger model; a lead may also sign to go on with weaker drafts."
+
+
+def keep_self_test(
+    project: Project, folder: ProjectFolder, engine: Engine, prompt: Prompt, number: int
+) -> list[str]:
+    """Tests the engine once a round, before its answers count, and keeps what came of it with the round.
+
+    Returns what a person should know of it, a sentence each.
+
+    Raises:
+        EngineError: a critical point failed; the points are kept all the same.
+    """
+    path = folder.round(number).self_test
+    if path.is_file() and not any(
+        point["critical"] and point["passed"] is False for point in read_json(path)["points"]
+    ):
+        return warnings_of(read_json(path))
+    points = self_test(engine, prompt, digest=project.engine.digest)
+    write_json(path, as_json(points, engine))
+    require(points)
+    return warnings_of(read_json(path))
 
 
 def save_setup(folder: ProjectFolder, plan: Plan, figures: dict[str, Any]) -> None:

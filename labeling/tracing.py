@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from labeling.database import chain
+from labeling.database import chain, rounds
 from labeling.database.connection import Database
 from labeling.database.queue import decisions_of_round
 from labeling.paths import ProjectFolder
@@ -16,6 +16,7 @@ from labeling.task_types import task_type
 from schemas import tables
 from schemas.errors import StorageError
 from schemas.project import Project
+from schemas.review import RoundState
 
 
 def _round_numbers(folder: ProjectFolder) -> list[int]:
@@ -174,8 +175,32 @@ def verify(project: Project, folder: ProjectFolder, db: Database, *, release: st
             problems.append(f"{folder_of_release / 'manifest.json'}: not the manifest of a release")
     if release is not None and not (folder.releases / release).is_dir():
         problems.append(f"release {release}: there is none")
+    problems += [
+        f"{folder.releases / name}: gone; the audit chain says that it was made"
+        for name in (key.removeprefix("release:") for key in exported)
+        if release in (None, name) and not (folder.releases / name).is_dir()
+    ]
+    problems += _missing_tables(project, folder, db)
     problems += chain.verify_chain(db, expected_heads=heads)
     return [*problems, *_verify_gold(project, folder), *_verify_decisions(project, folder, db)]
+
+
+def _missing_tables(project: Project, folder: ProjectFolder, db: Database) -> list[str]:
+    """Whole tables that are gone although the database has rounds made of them."""
+    task = project.label_schema.task
+    closed = [n for n in rounds.round_numbers(db) if rounds.state_of(db, n) is RoundState.CLOSED]
+    wanted = [records_table(project, folder)] if rounds.round_numbers(db) else []
+    for number in closed:
+        here = folder.round(number)
+        wanted += [
+            Table(here.suggestions, tables.suggestions(task)),
+            Table(here.annotations, tables.annotations(task)),
+            Table(here.findings, tables.findings(task)),
+            Table(here.gold, tables.gold(task)),
+        ]
+    return [
+        f"{table.folder}: gone; the database has a round made of it" for table in wanted if not table.exists
+    ]
 
 
 def _verify_release(release: Path, manifest: dict[str, Any], exported: dict[str, str]) -> list[str]:

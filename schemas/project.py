@@ -74,11 +74,18 @@ class LabelSchema(_Section):
         return tuple(label.name for label in self.labels)
 
 
+# Cyrillic and Greek small letters that are drawn like Latin ones.
+_SAME_SHAPE = str.maketrans("аеорсухіјѕԁһԛԝωοανρτυικχ", "aeopcyxijsdhqwwoavptuikx")
+
+
 def _look_alike_key(name: str) -> str:
-    """Labels that differ only by case, accents' composition or spacing cannot be told apart by a person."""
+    """Labels that differ only by case, accents' composition, spacing, invisible characters or letters of another
+    script with the same shape cannot be told apart by a person."""
     import unicodedata
 
-    return re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFKC", name)).casefold().strip()
+    visible = "".join(sign for sign in name if unicodedata.category(sign) != "Cf")
+    folded = re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFKC", visible)).casefold().strip()
+    return folded.translate(_SAME_SHAPE)
 
 
 class Source(_Section):
@@ -161,7 +168,6 @@ class Prompting(_Section):
     exemplars: int = Field(
         default=4, ge=0, le=32, description="Most exemplars a candidate prompt of round 2 may use."
     )
-    shuffle_labels: bool = Field(default=False, description="Shuffle label order per batch with the seed.")
 
 
 class Setup(_Section):
@@ -221,7 +227,6 @@ class Schedules(_Section):
     """When the deployments run by themselves (cron, local time)."""
 
     pre_annotate: str | None = Field(default=None, description="e.g. '0 22 * * *' for every night at ten.")
-    gate_reminder: str | None = Field(default=None, description="e.g. '0 9 * * 1-5'.")
 
 
 class Storage(_Section):

@@ -3,14 +3,14 @@
 import time
 from typing import Any
 
-from prefect import task
+from prefect import get_run_logger, task
 
 from labeling.engines.sharing import shared_engine
 from labeling.iterating import prompt_of_plan
 from labeling.project_file import load_project
 from labeling.record_store import Vectors, record_ids, stream_records
 from labeling.score_store import CHOSEN, register, score_missing
-from labeling.setup import load_plan
+from labeling.setup import keep_self_test, load_plan
 from labeling.storage import project_lock, read_json
 from labeling.suggesting import write_suggestions
 from schemas.errors import IdentityChanged
@@ -44,6 +44,8 @@ def score_for_a_while(project_path: str, round_number: int) -> dict[str, Any]:
         total = len(record_ids(project, folder))
         asked = total - len(known)
         progress = Progress("pre-annotation", total, done=len(known), key=f"{project.name}-pre-annotation")
+        for warning in keep_self_test(project, folder, engine, prompt, round_number):
+            get_run_logger().warning("engine: %s", warning)
         engine.warm(engine.tokenize(prompt.prefix))
         fresh = scored = 0
         for part, frame in stream_records(project, folder, ["text"]):

@@ -13,9 +13,9 @@ ARTIFACT_EVERY_S = 10.0
 
 
 class Progress:
-    """Counts finished records out of `total`; called from any thread."""
+    """Counts finished records out of `total` (None: not known beforehand); called from any thread."""
 
-    def __init__(self, what: str, total: int, *, done: int = 0, key: str) -> None:
+    def __init__(self, what: str, total: int | None, *, done: int = 0, key: str) -> None:
         self._what, self._total, self._done, self._start_done = what, total, done, done
         self._started = self._logged = self._shown = time.monotonic()
         self._lock = threading.Lock()
@@ -25,6 +25,8 @@ class Progress:
         self._artifact = created
 
     def _percent(self) -> float:
+        if self._total is None:
+            return 0.0
         return 100.0 * self._done / self._total if self._total else 100.0
 
     def advance(self, count: int = 1) -> None:
@@ -50,6 +52,8 @@ class Progress:
         """`pre-annotation: 420 of 2,000 · 5.1/s · about 5 min left`."""
         spent = time.monotonic() - self._started
         pace = (self._done - self._start_done) / spent if spent > 0 else 0.0
+        if self._total is None:
+            return f"{self._what}: {self._done:,} · {pace:.1f}/s"
         left = (self._total - self._done) / pace if pace > 0 else None
         eta = "" if left is None else f" · about {_duration(left)} left"
         return f"{self._what}: {self._done:,} of {self._total:,} · {pace:.1f}/s{eta}"
@@ -58,7 +62,9 @@ class Progress:
         """The last line and a full artifact."""
         self._logger.info(self.sentence())
         if self._artifact is not None:
-            update_progress_artifact(self._artifact, progress=self._percent())
+            update_progress_artifact(
+                self._artifact, progress=100.0 if self._total is None else self._percent()
+            )
 
 
 def _duration(seconds: float) -> str:

@@ -71,7 +71,7 @@ def plan_next(project_path: str, round_number: int) -> list[str]:
     """Learns from everything settled so far; writes the plan of the next round; returns it in sentences."""
     project, folder = load_project(project_path)
     engine = shared_engine(project)
-    progress = Progress("prompt candidates", 0, key=f"{project.name}-iterate")
+    progress = Progress("records asked with candidate prompts", None, key=f"{project.name}-iterate")
     with project_lock(folder.lock, "iteration"):
         plan = make_plan(
             project,
@@ -82,4 +82,5 @@ def plan_next(project_path: str, round_number: int) -> list[str]:
             settled=settled_values(project, folder, round_number + 1),
             on_record=progress.advance,
         )
+    progress.finish()
     return list(plan.sentences)

@@ -1,4 +1,5 @@
-"""A language model that costs nothing: a real HTTP server on loopback that speaks llama-server's protocol.
+"""A language model that costs nothing: a real HTTP server on loopback that speaks llama-server's protocol, Ollama's
+(`/api/...`) and OpenAI's completions (`/v1/...`).
 
 Its label scores follow from a hash of the prompt and from which label's name the record mentions, so that they are the
 same in every process and carry a signal worth learning. It counts what it is asked, and misbehaves on order.
@@ -15,9 +16,11 @@ import sys
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
+
+from labeling.engines.self_test import SENTENCES
 
 _PIECES = re.compile(r"\s?[^\s]{1,8}|\s")
 _FILLERS = (" the", " a", " it", " of")
@@ -93,6 +96,12 @@ class ScriptedEngine:
         self.hide_labels_in_raw = False
         self.hidden: dict[str, Any] = {}  # keys laid over every completion reply
         self.props_extra: dict[str, Any] = {}
+        self.cloud: dict[str, Any] = {"disabled": True, "source": "env"}
+        self.model_entry: dict[str, Any] = {}  # keys laid over the model's entry in both lists
+        self.parallel = 4  # requests computed at once on Ollama's routes
+        self.cuts_prompts = False  # on Ollama's and OpenAI's routes
+        self._busy = 0
+        self._waiting: list[Any] = []
         self._swap_after: tuple[int, str] | None = None
         self._pieces: dict[int, str] = {}
         self._codes = [code_id(label) for label in self.labels]
@@ -214,6 +223,67 @@ class ScriptedEngine:
             reply["completion_probabilities"] = [{"id": entries[0]["id"], "top_logprobs": entries}]
         return {**reply, **self.hidden}
 
+    # -- Ollama and OpenAI: the same model, told by the text of its tokens ------------------------------------------
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.model_alias.encode()).hexdigest()
+
+    def told_by_text(self, prompt: str) -> tuple[int, list[tuple[str, float]]] | None:
+        """Prompt tokens and the most likely next ones; None where the prompt does not fit and must not be cut."""
+        count = 1 + len(_PIECES.findall(prompt))
+        if count > self.context:
+            if not self.cuts_prompts:
+                return None
+            count = self.context
+        entries = [(piece, math.log(0.1 / len(_FILLERS))) for piece in _FILLERS]
+        known = self.label_log_probs(record_of(prompt))
+        entries += [(f" {label}", value) for label, value in zip(self.labels, known, strict=True)]
+        return count, sorted(entries, key=lambda entry: -entry[1])
+
+    def tags(self) -> dict[str, Any]:
+        entry = {
+            "name": "scripted.gguf:latest",
+            "digest": self.digest,
+            "details": {"quantization_level": "Q4_0"},
+            **self.model_entry,
+        }
+        return {"models": [entry]}
+
+    def show(self) -> dict[str, Any]:
+        tokens = ["<|im_start|>", "<|im_end|>", *(f"Ġ{label}" for label in self.labels)]
+        tokens += [f"Ġ{chr(65 + index)}" for index in range(26)]
+        return {
+            "model_info": {
+                "tokenizer.ggml.model": "gpt2",
+                "tokenizer.ggml.tokens": tokens,
+                "tokenizer.ggml.token_type": [3, 3] + [1] * (len(tokens) - 2),
+            }
+        }
+
+    def generate(self, body: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        told = self.told_by_text(body["prompt"])
+        if told is None:
+            return {"error": "the input length exceeds the context length"}, 400
+        count, entries = told
+        reply: dict[str, Any] = {"response": "", "done": True, "prompt_eval_count": count, "eval_count": 1}
+        if body.get("logprobs"):
+            top = [{"token": token, "logprob": value} for token, value in entries[: body["top_logprobs"]]]
+            reply["logprobs"] = [{**top[0], "top_logprobs": top}]
+        return {**reply, **self.hidden}, 200
+
+    def legacy_completion(self, body: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        told = self.told_by_text(body["prompt"])
+        if told is None:
+            return {
+                "error": {"message": f"This model's maximum context length is {self.context} tokens."}
+            }, 400
+        count, entries = told
+        choice: dict[str, Any] = {"text": "", "finish_reason": "length"}
+        if body.get("logprobs"):
+            choice["logprobs"] = {"top_logprobs": [dict(entries[: body["logprobs"]])]}
+        return {"choices": [choice], "usage": {"prompt_tokens": count}, **self.hidden}, 200
+
     def embeddings(self, body: dict[str, Any]) -> dict[str, Any]:
         data = []
         for index, text in enumerate(body["input"]):
@@ -229,6 +299,10 @@ class ScriptedEngine:
             if label in text:
                 values[index % WIDTH] += 1.5
         return values
+
+    def asked_most(self) -> int:
+        """How often a record was asked at most; the self-test's own sentences are no records."""
+        return max(count for text, count in self.asked.items() if not any(line in text for line in SENTENCES))
 
     def served(self, record: str) -> None:
         self.asked[record] += 1
@@ -277,8 +351,56 @@ class _Connection(asyncio.Protocol):
             self._send(engine.embeddings(body))
         elif path == "/completion":
             self._complete(body)
+        elif path == "/api/tags":
+            self._send(engine.tags())
+        elif path == "/api/version":
+            self._send({"version": engine.build_info})
+        elif path == "/api/status":
+            self._send({"cloud": engine.cloud})
+        elif path == "/api/show":
+            self._send(engine.show())
+        elif path == "/v1/models":
+            self._send(
+                {"data": [{"id": "scripted.gguf", "owned_by": engine.build_info, **engine.model_entry}]}
+            )
+        elif path == "/api/generate":
+            self._in_turn(body, engine.generate, body.get("logprobs"))
+        elif path == "/v1/completions":
+            self._in_turn(body, engine.legacy_completion, body.get("logprobs"))
         else:
             self._send({"error": "no such route"}, status=404)
+
+    def _in_turn(
+        self,
+        body: dict[str, Any],
+        answer: Callable[[dict[str, Any]], tuple[dict[str, Any], int]],
+        counts: Any,
+    ) -> None:
+        """At most `parallel` requests at once, the rest in line, as Ollama has it."""
+        engine = self._engine
+        record = record_of(body["prompt"]) if counts else ""
+        if counts:
+            engine.served(record)
+        fault = engine.fault_for(record) if engine.faults and record else None
+        if fault is not None:
+            self._misbehave(fault, body, answer(body)[0])
+            return
+
+        def finish() -> None:
+            reply, status = answer(body)
+            self._send(reply, status=status)
+            engine._busy -= 1
+            if engine._waiting:
+                engine._waiting.pop(0)()
+
+        def start() -> None:
+            engine._busy += 1
+            engine._loop.call_later(engine.delay_s, finish)
+
+        if engine._busy < engine.parallel:
+            start()
+        else:
+            engine._waiting.append(start)
 
     def _complete(self, body: dict[str, Any]) -> None:
         engine = self._engine
@@ -289,16 +411,13 @@ class _Connection(asyncio.Protocol):
             record = record_of(engine.text_of(body["prompt"])) if body.get("n_predict") else ""
         fault = engine.fault_for(record) if engine.faults and record else None
         if fault is not None:
-            self._misbehave(fault, body)
+            self._misbehave(fault, body, engine.completion(body))
         elif engine.delay_s:
             engine._loop.call_later(engine.delay_s, self._send, engine.completion(body))
         else:
             self._send(engine.completion(body))
 
-    def _misbehave(self, fault: str, body: dict[str, Any]) -> None:
-        reply = self._engine.completion(body)
-        entries = reply["completion_probabilities"][0]
-        inner = "top_probs" if "top_probs" in entries else "top_logprobs"
+    def _misbehave(self, fault: str, body: dict[str, Any], reply: dict[str, Any]) -> None:
         text = json.dumps(reply)
         if fault == "refuse":
             self._transport.abort()
@@ -312,7 +431,46 @@ class _Connection(asyncio.Protocol):
             self._send({"error": {"code": int(fault), "message": "Loading model"}}, status=int(fault))
         elif fault == "malformed":
             self._raw(text[: len(text) // 2].encode())
-        elif fault == "missing label":
+        elif fault == "50 MB body":
+            self._raw(b'{"content": "' + b"a" * 50_000_000 + b'"}')
+        elif fault == "remote host":
+            self._transport.write(_message(302, b"", "Location: http://192.0.2.1:8080/completion\r\n"))
+        elif "completion_probabilities" in reply:
+            self._misbehave_as_llama(fault, body, reply)
+        else:
+            self._misbehave_by_text(fault, reply)
+
+    def _misbehave_by_text(self, fault: str, reply: dict[str, Any]) -> None:
+        """Ollama and OpenAI: what a reply can have wrong inside."""
+        text = json.dumps(reply)
+        first = " " + self._engine.labels[0]
+        if fault == "missing label":
+            self._raw(text.replace(json.dumps(first), '" else"').encode())
+        elif fault == "cut stream":
+            self._transport.write(_message(200, text.encode())[:-40])
+            self._transport.close()
+        elif fault == "empty body":
+            self._raw(b"")
+        elif fault == "length stop":
+            choices = [{"text": "", "finish_reason": "length"}]
+            self._send({**reply, **({"choices": choices} if "choices" in reply else {"logprobs": []})})
+        elif fault == "low prompt count":  # a prompt that was cut fills the context
+            full = self._engine.context
+            self._send({**reply, "prompt_eval_count": full, "usage": {"prompt_tokens": full}})
+        elif fault == "duplicate keys":
+            self._raw((text[:-1] + ', "usage": {}, "usage": {}}').encode())
+        elif fault == "NaN":
+            self._raw(re.sub(r"-\d+\.\d+", "NaN", text, count=1).encode())
+        elif fault == "look-alike label":
+            for label in self._engine.labels:
+                text = text.replace(json.dumps(f" {label}"), json.dumps(f" {label.upper()}"))
+            self._raw(text.encode())
+
+    def _misbehave_as_llama(self, fault: str, body: dict[str, Any], reply: dict[str, Any]) -> None:
+        entries = reply["completion_probabilities"][0]
+        inner = "top_probs" if "top_probs" in entries else "top_logprobs"
+        text = json.dumps(reply)
+        if fault == "missing label":
             entries[inner] = [entry for entry in entries[inner] if entry["id"] != self._engine._codes[0]]
             self._send(reply)
         elif fault == "cut stream":
@@ -331,10 +489,6 @@ class _Connection(asyncio.Protocol):
             key = "prob" if inner == "top_probs" else "logprob"
             entries[inner][0][key] = float("nan")
             self._send(reply)
-        elif fault == "50 MB body":
-            self._raw(b'{"content": "' + b"a" * 50_000_000 + b'"}')
-        elif fault == "remote host":
-            self._transport.write(_message(302, b"", "Location: http://192.0.2.1:8080/completion\r\n"))
         elif fault == "look-alike label":
             for entry in entries[inner]:
                 if entry["id"] in self._engine._codes:

@@ -7,6 +7,7 @@ from labeling.engines.protocol import LabelCode
 from schemas.errors import EngineError
 
 ROUNDING = 1e-3
+LEAST_START = 3  # " a" begins many words beside a label
 
 
 def label_log_probs(
@@ -15,15 +16,16 @@ def label_log_probs(
     """Raw log-probabilities of the label codes and the label mass.
 
     A code whose first token is known is that token exactly, so that every engine reads the same. Where it is not known,
-    every token that begins the text of one label only counts for it, with and without the leading space. A label
-    that is not reported gets the least reported value: it bounds it from above.
+    every token of three letters or more that begins one label only counts for it, with and without the leading space.
+    A label that is not reported gets the least reported value: it bounds it from above.
 
     Args:
         top: (token text, natural log-probability) of the most likely tokens at the position after the prompt.
         where: Address for the error.
 
     Raises:
-        EngineError: no token, a token twice, a log-probability above 0, or all of them 0 (speculative decoding).
+        EngineError: no token, no label among them, a token twice, a log-probability above 0, or all of them 0
+            (speculative decoding).
     """
     told: dict[str, float] = {}
     for text, log_prob in top:
@@ -41,6 +43,11 @@ def label_log_probs(
         owner = _owner(text, codes)
         if owner is not None:
             shares[owner].append(exp(log_prob))
+    if not any(shares):
+        likely = ", ".join(repr(text) for text in list(told)[:3])
+        raise _unusable(
+            where, f"no label among the {len(told)} most likely tokens ({likely})", "one at least"
+        )
     floor = min(told.values())
     log_probs = tuple(log(fsum(share)) if share else floor for share in shares)
     return log_probs, min(1.0, fsum(value for share in shares for value in share))
@@ -52,7 +59,7 @@ def _owner(text: str, codes: Sequence[LabelCode]) -> int | None:
         return exact[0]
     begun = text.strip()
     same = [index for index, code in enumerate(codes) if not code.token and code.text.strip() == begun]
-    if same or not begun:
+    if same or len(begun) < LEAST_START:
         return same[0] if same else None
     owners = [
         index for index, code in enumerate(codes) if not code.token and code.text.strip().startswith(begun)

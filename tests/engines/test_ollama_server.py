@@ -1,61 +1,15 @@
 """The Ollama adapter against a real Ollama, built by `make engines`, with the shipped MiniLM weights."""
 
-import os
-import socket
-import subprocess
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-from labeling import paths
-from labeling.engines.model_files import model_file
 from labeling.engines.ollama_server import OllamaEmbedder
 from schemas.errors import EngineUnavailable, ModelFileError
 
 pytestmark = pytest.mark.engines
-
-
-@pytest.fixture(scope="module")
-def ollama_url(
-    tmp_path_factory: pytest.TempPathFactory, need: Callable[[object, str], None]
-) -> Iterator[str]:
-    """A server of the test's own with the model `minilm`."""
-    binary = paths.engines() / "bin" / "ollama"
-    need(binary.is_file(), "a real Ollama: run `make engines`")
-    root = tmp_path_factory.mktemp("ollama")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    environment = {
-        **os.environ,
-        "HOME": str(root),
-        "OLLAMA_HOST": address,
-        "OLLAMA_MODELS": str(root / "models"),
-        "OLLAMA_NO_CLOUD": "1",
-        "OLLAMA_NOPRUNE": "1",
-    }
-    server = subprocess.Popen([binary, "serve"], env=environment, stderr=subprocess.DEVNULL)
-    url = f"http://{address}"
-    try:
-        for _ in range(200):
-            try:
-                if httpx.get(f"{url}/api/version", trust_env=False).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                time.sleep(0.2)
-        modelfile = root / "Modelfile"
-        modelfile.write_text(f"FROM {model_file('all-minilm-l6-v2')}\n")
-        subprocess.run(
-            [binary, "create", "minilm", "-f", modelfile], env=environment, check=True, capture_output=True
-        )
-        yield url
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 def test_paraphrases_are_near_and_strangers_far(ollama_url: str) -> None:
@@ -75,7 +29,8 @@ def test_identity_holds_the_digest(ollama_url: str) -> None:
 
     embedder = OllamaEmbedder(ollama_url, model="minilm", timeout_s=120)
 
-    assert embedder.model_id == f"minilm-{listed[0]['digest'][:12]}"
+    digests = {entry["name"]: entry["digest"] for entry in listed}
+    assert embedder.model_id == f"minilm-{digests['minilm:latest'][:12]}"
 
 
 def test_a_model_ollama_does_not_have_is_named_with_those_it_has(ollama_url: str) -> None:

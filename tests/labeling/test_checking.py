@@ -38,7 +38,7 @@ def test_a_project_that_can_run_has_no_problems(check: Callable[..., list[Labeli
 def test_several_problems_are_told_together_in_the_order_to_mend_them(
     check: Callable[..., list[LabelingError]], scripted: ScriptedEngine
 ) -> None:
-    scripted.misbehave("short text", "500")
+    scripted.misbehave("telephone", "500")
 
     def damage(root: Path) -> None:
         (root / "guideline.md").unlink()
@@ -117,7 +117,8 @@ def test_an_engine_without_a_prefix_cache_is_a_problem(
 
     (problem,) = check()
 
-    assert (problem.path, problem.expected) == ("engine", "a prefix cache")
+    assert problem.path == "engine self-test"
+    assert problem.found == "No token of the shared prompt came from the cache."
 
 
 def test_a_prompt_that_leaves_no_room_is_a_problem(

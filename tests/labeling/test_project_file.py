@@ -87,8 +87,17 @@ def test_one_label_is_too_few() -> None:
 
 @pytest.mark.parametrize(
     "twin",
-    ["alpha", "Alpha", "ALPHA", "al pha ", "ａｌｐｈａ", "alpha\u00a0"],
-    ids=["equal", "capital", "capitals", "inner space", "full width", "no-break space"],
+    ["alpha", "Alpha", "ALPHA", "al pha ", "ａｌｐｈａ", "alpha\u00a0", "al\u200bpha", "\u0430lpha"],
+    ids=[
+        "equal",
+        "capital",
+        "capitals",
+        "inner space",
+        "full width",
+        "no-break space",
+        "zero width",
+        "Cyrillic",
+    ],
 )
 def test_two_labels_that_read_alike_are_refused(twin: str) -> None:
     first = "al-pha" if twin == "al pha " else "alpha"

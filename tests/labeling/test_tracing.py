@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,14 @@ RELEASE_FILES = [
     "report.html",
     "manifest.json",
 ]
+
+
+@pytest.mark.parametrize("name", ["records", "rounds/01/gold", "rounds/01/annotations", "releases/v1"])
+def test_a_whole_folder_that_is_gone_is_found(name: str, copy_of_worked: Loop) -> None:
+    gone = copy_of_worked.folder.root / name
+    shutil.rmtree(gone)
+
+    assert any(problem.startswith(f"{gone}: gone;") for problem in problems(copy_of_worked))
 
 
 @pytest.mark.parametrize("name", RELEASE_FILES)

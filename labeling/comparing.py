@@ -1,0 +1,230 @@
+"""Candidate models and prompts side by side on the reviewed sample, with a recommendation that says why."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from labeling.calibration import fit_batch_calibration, log_loss
+from labeling.database.opening import project_database
+from labeling.engines.opening import connect_engine
+from labeling.engines.protocol import Engine
+from labeling.engines.self_test import Point, self_test
+from labeling.intervals import mcnemar_exact, wilson
+from labeling.paths import ProjectFolder
+from labeling.record_store import texts_of
+from labeling.reviewing import sample_labels
+from labeling.scoring import score_batch
+from labeling.setup import STRENGTHS, Tried, bound_prompts, draw_sample, sample_gold, try_prompts
+from schemas.errors import LabelingError, SourceError
+from schemas.project import Project
+from schemas.values import Value
+
+PACE_RECORDS = 16
+LEAST_SAMPLE = 10
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    row: dict[str, Any]
+    right: npt.NDArray[np.bool_]
+
+
+def reviewed_sample(project: Project, folder: ProjectFolder) -> dict[str, Value]:
+    """Labels of the setup sample: the source's own where it has a gold column, else what people said."""
+    sample = draw_sample(project, folder)
+    known = sample_gold(project, folder, sample)
+    if len(known) == len(sample):
+        return known
+    with project_database(project, folder) as db:
+        return sample_labels(db)
+
+
+def compare(
+    project: Project,
+    folder: ProjectFolder,
+    truth: Mapping[str, Value],
+    models: Sequence[str],
+    *,
+    on_model: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Every model with every prompt of the project on records whose labels people (or the source) gave.
+
+    A model that cannot be opened is a row with its error; the others are compared all the same.
+
+    Args:
+        truth: Reviewed label of each record.
+        models: Names as `engine.model` takes them.
+
+    Returns:
+        `models` (one row a model, prompt and calibration strength, best first), `recommended`, `reason`.
+
+    Raises:
+        SourceError: fewer than 10 reviewed records.
+    """
+    if len(truth) < LEAST_SAMPLE:
+        raise SourceError(
+            "the reviewed sample",
+            found=f"{len(truth)} records",
+            expected=f"at least {LEAST_SAMPLE}",
+            next_step="Label the setup sample first (`countersign run`), or name a gold column.",
+        )
+    candidates: list[_Candidate] = []
+    failed: list[dict[str, Any]] = []
+    for model in models:
+        if on_model is not None:
+            on_model(model)
+        variant = project.model_copy(
+            update={"engine": project.engine.model_copy(update={"model": model, "digest": None})}
+        )
+        try:
+            candidates += _of_model(variant, folder, truth, model)
+        except LabelingError as error:
+            failed.append({"model": model, "error": f"{error.path}: {error.found}", "next": error.next_step})
+    candidates.sort(key=lambda one: (-one.row["right"], one.row["log_loss"] or np.inf))
+    if not candidates:
+        return {"models": failed, "recommended": None, "reason": "No model could be tried."}
+    best = candidates[0]
+    for one in candidates:
+        lost = int((best.right & ~one.right).sum())
+        won = int((~best.right & one.right).sum())
+        # Both directions count: which one is better was not decided beforehand.
+        one.row["p_against_best"] = None if one is best else min(1.0, 2 * mcnemar_exact(won, lost))
+    chosen, reason = _recommended(candidates)
+    return {"models": [*(one.row for one in candidates), *failed], "recommended": chosen, "reason": reason}
+
+
+def _of_model(
+    project: Project, folder: ProjectFolder, truth: Mapping[str, Value], model: str
+) -> list[_Candidate]:
+    before = _resident_mb()
+    engine = connect_engine(project, fetch=True)
+    try:
+        prompts = bound_prompts(project, folder, engine)
+        points = self_test(engine, prompts[0])
+        sample = sorted(truth)
+        texts = texts_of(project, folder, sample)
+        labels = project.label_schema.names
+        gold = [str(truth[record_id]) for record_id in sample]
+        rows: list[_Candidate] = []
+        for tried in try_prompts(project, folder, engine, prompts, sample, texts):
+            pace = _pace(engine, tried, sample, texts)
+            for strength in STRENGTHS:
+                row, right = _row(tried, gold, labels, strength)
+                row = {"model": model, "quantization": engine.identity().quantization, **row}
+                row["records_per_hour"] = pace
+                rows.append(_Candidate(row, right))
+        memory = _resident_mb()
+        grown = (
+            None if before is None or memory is None or project.engine.kind != "embedded" else memory - before
+        )
+        for one in rows:
+            one.row["memory_mb"] = grown
+            one.row["warnings"] = _failed(points)
+        return rows
+    finally:
+        engine.close()
+
+
+def _failed(points: Sequence[Point]) -> list[str]:
+    return [point.sentence for point in points if point.passed is False]
+
+
+def _row(
+    tried: Tried, gold: Sequence[str], labels: Sequence[str], strength: float
+) -> tuple[dict[str, Any], npt.NDArray[np.bool_]]:
+    right = np.zeros(len(gold), dtype=np.bool_)
+    loss = None
+    if tried.usable.any():
+        rows = np.flatnonzero(tried.usable)
+        calibration = fit_batch_calibration(tried.scores[rows], labels=labels, default_strength=strength)
+        logs = calibration.apply(tried.scores[rows])
+        known = [gold[int(row)] for row in rows]
+        chosen = [labels[int(index)] for index in logs.argmax(axis=1)]
+        right[rows] = [one == other for one, other in zip(chosen, known, strict=True)]
+        loss = log_loss(np.exp(logs), known, labels=labels).value
+    interval = wilson(int(right.sum()), len(gold))
+    return {
+        "prompt": tried.prompt.template.name,
+        "batch_calibration": strength,
+        "right": int(right.sum()),
+        "n": len(gold),
+        "accuracy": {"value": interval.value, "low": interval.low, "high": interval.high},
+        "log_loss": loss,
+        "label_mass": float(np.nanmean(tried.mass)) if tried.usable.any() else None,
+        "unusable": int((~tried.usable).sum()),
+    }, right
+
+
+def _pace(engine: Engine, tried: Tried, sample: Sequence[str], texts: Mapping[str, str]) -> int | None:
+    """Records an hour, measured on records asked anew; their replies are not kept."""
+    records = [(record_id, f"{texts[record_id]} ") for record_id in sample[:PACE_RECORDS]]
+    started = time.perf_counter()
+    outcome = score_batch(engine, tried.prompt, records)
+    seconds = time.perf_counter() - started
+    return round(3600 * len(outcome.scored) / seconds) if outcome.scored else None
+
+
+def _resident_mb() -> int | None:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return round(int(file.read().split()[1]) * 4096 / 1e6)
+    except OSError:  # not Linux
+        return None
+
+
+def _recommended(candidates: Sequence[_Candidate]) -> tuple[dict[str, Any], str]:
+    """The fastest of those that are not shown to be worse than the most accurate."""
+    best = candidates[0].row
+    equal = [
+        one.row
+        for one in candidates
+        if one.row["p_against_best"] is None or one.row["p_against_best"] >= ALPHA
+    ]
+    chosen = best
+    for row in equal:
+        if row["model"] != best["model"] and (row["records_per_hour"] or 0) > 1.5 * (
+            chosen["records_per_hour"] or 0
+        ):
+            chosen = row
+    name = {key: chosen[key] for key in ("model", "prompt", "batch_calibration")}
+    share = f"{chosen['right']} of {chosen['n']} right"
+    if chosen is best:
+        others = sum(row["model"] != best["model"] for row in equal)
+        note = " No other model is shown to be worse on so few records." if others else ""
+        return name, f"{chosen['model']} with {chosen['prompt']}: most accurate ({share}).{note}"
+    return name, (
+        f"{chosen['model']} with {chosen['prompt']}: {share}, not shown to be worse than {best['model']} "
+        f"({best['right']} right; McNemar p = {chosen['p_against_best']:.2f}) and faster "
+        f"({chosen['records_per_hour']:,} against {best['records_per_hour']:,} records/h)."
+    )
+
+
+def comparison_table(answer: Mapping[str, Any]) -> str:
+    """The rows as a Markdown table, and the recommendation."""
+    head = (
+        "| Model | Prompt | Calibration | Right | Accuracy (95 %) | p against best | Log-loss | Label mass | "
+        "Records/h | Memory |\n|---|---|---|---|---|---|---|---|---|---|\n"
+    )
+    lines = []
+    for row in answer["models"]:
+        if "error" in row:
+            lines.append(f"| {row['model']} | could not be tried: {row['error']} | | | | | | | | |")
+            continue
+        accuracy = row["accuracy"]
+        lines.append(
+            f"| {row['model']} ({row['quantization']}) | {row['prompt']} | {row['batch_calibration']:g} "
+            f"| {row['right']}/{row['n']} | {accuracy['value']:.0%} ({accuracy['low']:.0%} to {accuracy['high']:.0%}) "
+            f"| {_number(row['p_against_best'], '.3f')} | {_number(row['log_loss'], '.3f')} "
+            f"| {_number(row['label_mass'], '.2f')} | {_number(row['records_per_hour'], ',')} "
+            f"| {_number(row['memory_mb'], ',')} MB |"
+        )
+    return head + "\n".join(lines) + f"\n\n{answer['reason']}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

@@ -1,0 +1,191 @@
+"""What is checked of an engine and a model before its answers count. A dozen short calls; kept with the round."""
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from labeling.engines.protocol import Engine, LabelScores, Tokens
+from labeling.multinomial import log_softmax
+from labeling.prompts import Prompt
+from schemas.errors import EngineError, PromptTooLong
+
+MOST_DIFFERENCE = 0.1  # nats: what batching may change of a label's renormalised log-probability
+OVERLAP = 0.6
+SENTENCES = (
+    "The delivery of the boxes was late again, and nobody answered the telephone this week.",
+    "Please move my appointment on the tenth to another day, the mornings suit me best.",
+    "I was charged twice for the same order and would like one of them back.",
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing that was checked. `passed` is None where this engine cannot be asked."""
+
+    name: str
+    passed: bool | None
+    critical: bool
+    sentence: str
+    next_step: str = ""
+
+
+def self_test(engine: Engine, prompt: Prompt, *, digest: str | None = None) -> tuple[Point, ...]:
+    """Checks an engine with a prompt of the project and sentences of its own: no record is asked for it.
+
+    Args:
+        digest: What the project expects (`engine.digest`).
+
+    Raises:
+        EngineUnavailable: the engine does not answer at all.
+    """
+    prompts = [engine.tokenize(prompt.around(text)) for text in SENTENCES]
+    points = [_codes(engine, prompt)]
+    try:
+        alone = [engine.score(tokens, prompt.codes, slot=0) for tokens in prompts]
+    except PromptTooLong as error:
+        return (*points, Point("prompt fits", False, True, str(error.found), error.next_step))
+    except EngineError as error:
+        if error.retryable:
+            raise
+        sentence = f"The engine's answer cannot be used: {error.found}."
+        return (*points, Point("probabilities", False, True, sentence, error.next_step))
+    points.append(Point("probabilities", True, True, "The engine tells real log-probabilities."))
+    points += _together(engine, prompt, prompts, alone)
+    points.append(_at_once(engine, prompt))
+    points.append(_refuses_too_long(engine, prompt))
+    points.append(_digest(engine, digest))
+    return tuple(points)
+
+
+def as_json(points: Sequence[Point], engine: Engine) -> dict[str, Any]:
+    """Plain data for `self_test.json`."""
+    return {"engine": engine.identity().as_dict(), "points": [asdict(point) for point in points]}
+
+
+def require(points: Sequence[Point]) -> None:
+    """Raises EngineError with every critical point that failed."""
+    failed = [point for point in points if point.critical and point.passed is False]
+    if failed:
+        raise EngineError(
+            "engine self-test",
+            found="; ".join(point.sentence for point in failed),
+            expected="an engine whose answers can be trusted",
+            next_step=" ".join(dict.fromkeys(point.next_step for point in failed)),
+        )
+
+
+def warnings_of(told: Mapping[str, Any]) -> list[str]:
+    """Sentences of a kept self-test that a person should read."""
+    return [
+        f"{point['sentence']} {point['next_step']}".strip()
+        for point in told["points"]
+        if point["passed"] is False
+    ]
+
+
+def _codes(engine: Engine, prompt: Prompt) -> Point:
+    whole = sum(engine.first_token(code.text).whole for code in prompt.codes)
+    count = len(prompt.codes)
+    sentence = (
+        f"The {count} labels start with {count} different tokens; {whole} of them are one token as a whole."
+    )
+    return Point("label codes", True, True, sentence)
+
+
+def _together(
+    engine: Engine, prompt: Prompt, prompts: Sequence[Tokens], alone: Sequence[LabelScores]
+) -> list[Point]:
+    """The same requests at once: does batching change them, does the cache serve them?"""
+    lanes = range(len(prompts))
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        replies = list(
+            pool.map(lambda turn: engine.score(prompts[turn], prompt.codes, slot=turn % engine.slots), lanes)
+        )
+    first = log_softmax(np.array([reply.log_probs for reply in alone]))
+    second = log_softmax(np.array([reply.log_probs for reply in replies]))
+    worst = float(np.abs(first - second).max())
+    points = [
+        Point(
+            "batching",
+            worst < MOST_DIFFERENCE,
+            False,
+            f"Asked alone and together, label log-probabilities differ by at most {worst:.3f}.",
+            "" if worst < MOST_DIFFERENCE else "Scores near a tie depend on what else is asked at the time.",
+        )
+    ]
+    if not engine.counts:
+        sentence = "This engine does not tell how many tokens its cache served."
+        return [*points, Point("prefix cache", None, False, sentence)]
+    cached = max(reply.tokens_cached for reply in (*alone[1:], *replies))
+    if cached:
+        sentence = f"Up to {cached} tokens of a prompt came from the cache."
+        return [*points, Point("prefix cache", True, True, sentence)]
+    sentence = "No token of the shared prompt came from the cache."
+    remedy = "Turn the engine's prompt cache on: without it every record pays the whole prompt."
+    return [*points, Point("prefix cache", False, True, sentence, remedy)]
+
+
+def _at_once(engine: Engine, prompt: Prompt) -> Point:
+    """Two fresh requests of one length at once: where they wait in line, the second takes twice as long."""
+    prompts = [engine.tokenize(prompt.around(f"{sign} " + " ".join(SENTENCES))) for sign in ("A", "B")]
+
+    def ask(turn: int) -> float:
+        started = time.perf_counter()
+        engine.score(prompts[turn], prompt.codes, slot=turn % engine.slots)
+        return time.perf_counter() - started
+
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            seconds = sorted(pool.map(ask, range(2)))
+    except PromptTooLong:
+        return Point("requests at once", None, False, "The context is too small to tell.")
+    overlap = seconds[0] / seconds[1] > OVERLAP
+    return Point(
+        "requests at once",
+        overlap,
+        False,
+        "Requests are computed at once." if overlap else "Requests wait in line: one is computed at a time.",
+        ""
+        if overlap
+        else "Ollama: set OLLAMA_NUM_PARALLEL=4 (up to 16) and restart it; others: raise slots.",
+    )
+
+
+def _refuses_too_long(engine: Engine, prompt: Prompt) -> Point:
+    words = "word " * (engine.context + 64)
+    try:
+        engine.score(engine.tokenize(prompt.around(words)), prompt.codes, slot=0)
+    except PromptTooLong:
+        return Point("over-long prompts", True, True, "A prompt that does not fit is refused.")
+    except EngineError as error:
+        return Point(
+            "over-long prompts",
+            not error.retryable,
+            True,
+            f"A prompt that does not fit is answered with: {error.found[:200]}",
+            "" if not error.retryable else "The engine must refuse it plainly; see its log.",
+        )
+    return Point(
+        "over-long prompts",
+        False,
+        True,
+        "A prompt that does not fit was answered as if it did: the engine cuts prompts in silence.",
+        "Use an engine that can be told not to (Ollama 0.12.11 or later, llama-server).",
+    )
+
+
+def _digest(engine: Engine, expected: str | None) -> Point:
+    found = engine.identity().digest
+    if expected is None:
+        return Point("weights", None, False, f"engine.digest is not set; the weights are {found[:16]}.")
+    return Point(
+        "weights",
+        found == expected,
+        True,
+        f"The weights are {found[:16]}, " + ("as set." if found == expected else f"not {expected[:16]}."),
+        "" if found == expected else "Install the model the project names, or change engine.digest.",
+    )

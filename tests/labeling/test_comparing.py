@@ -1,0 +1,79 @@
+"""Models side by side on reviewed records, and the throughput of the hardware, with a scripted engine."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from scripted_engine import ScriptedEngine
+from small_projects import ProjectFactory
+
+from labeling.benchmarking import bench, bench_row
+from labeling.comparing import compare, comparison_table
+from labeling.engines.llama_server import LlamaServer
+from labeling.ingest import ingest
+from labeling.record_store import record_ids, texts_of
+from schemas.errors import SourceError
+
+ROWS = [{"text": f"record {number} is {('alpha', 'beta')[number % 2]}"} for number in range(60)]
+
+
+def project_with(
+    scripted: ScriptedEngine, make: ProjectFactory, kind: str = "llama-server"
+) -> tuple[Any, Any, Any]:
+    engine = {"kind": kind, "model": "scripted.gguf", "context": 512, "slots": 2, "endpoints": [scripted.url]}
+    project, folder = make(ROWS, engine=engine)
+    ingest(project, folder)
+    texts = texts_of(project, folder, record_ids(project, folder))
+    truth = {record_id: "alpha" if "alpha" in text else "beta" for record_id, text in texts.items()}
+    return project, folder, truth
+
+
+def test_every_prompt_and_strength_is_a_row_and_the_best_is_first(
+    scripted: ScriptedEngine, project_folder: ProjectFactory
+) -> None:
+    project, folder, truth = project_with(scripted, project_folder)
+
+    answer = compare(project, folder, truth, ["scripted.gguf"])
+
+    rows = answer["models"]
+    assert [row["right"] for row in rows] == sorted((row["right"] for row in rows), reverse=True)
+    assert rows[0]["right"] == 60 and rows[0]["accuracy"]["low"] > 0.9
+    assert {row["batch_calibration"] for row in rows} == {0.0, 1.0}
+    assert all(row["records_per_hour"] > 0 and row["n"] == 60 for row in rows)
+    assert answer["recommended"]["model"] == "scripted.gguf"
+    assert "| scripted.gguf (Q4_0) |" in comparison_table(answer)
+
+
+def test_a_model_that_is_not_there_is_a_row_of_its_own(
+    scripted: ScriptedEngine, project_folder: ProjectFactory
+) -> None:
+    project, folder, truth = project_with(scripted, project_folder, kind="ollama")
+
+    answer = compare(project, folder, truth, ["nothing-like-it", "scripted.gguf"])
+
+    assert answer["recommended"]["model"] == "scripted.gguf"
+    assert [row["model"] for row in answer["models"] if "error" in row] == ["nothing-like-it"]
+    assert "could not be tried" in comparison_table(answer)
+
+
+def test_too_few_reviewed_records_are_refused(
+    scripted: ScriptedEngine, project_folder: ProjectFactory
+) -> None:
+    project, folder, truth = project_with(scripted, project_folder)
+
+    with pytest.raises(SourceError) as caught:
+        compare(project, folder, dict(list(truth.items())[:9]), ["scripted.gguf"])
+
+    assert "at least 10" in caught.value.expected
+
+
+def test_the_bench_counts_what_it_did(scripted: ScriptedEngine, connect: Callable[..., LlamaServer]) -> None:
+    scripted.labels = ("Question", "Complaint", "Request", "Other")
+    scripted.context = 4096
+    scripted._codes = [connect(scripted).first_token(f" {label}").id for label in scripted.labels]
+
+    answer = bench(connect(scripted), records=8)
+
+    assert answer["records"] == 8 and answer["set_aside"] == 0
+    assert answer["records_per_hour"] > 0 and answer["engine_limit_share"] > 0
+    assert answer["hardware"] in bench_row(answer)
