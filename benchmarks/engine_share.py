@@ -1,4 +1,4 @@
-"""How near the pipeline comes to what the engine can do: `python -m benchmarks.engine_share [--records 100]`.
+"""How near the pipeline comes to what the engine can do: `python -m benchmarks.engine_share [--records 280]`.
 
 Two measurements side by side in one run, on the same engine in this process, with the shipped demo messages:
 
@@ -103,7 +103,7 @@ def prepare(root: Path, records: int) -> None:
 def main() -> None:
     """Command line of this benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--records", type=int, default=100)
+    parser.add_argument("--records", type=int, default=280)
     records = parser.parse_args().records
     os.environ.update(QUIET_ENVIRONMENT)
     server = start_prefect_server()

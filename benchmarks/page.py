@@ -16,6 +16,9 @@ TITLES = {
     "bench": "Labels an hour on this hardware (`countersign bench`)",
     "engine_share": "Share of the engine's limit, Prefect's share (`python -m benchmarks.engine_share`)",
     "overhead": "Pipeline overhead with an engine that costs nothing (`python -m benchmarks.overhead`)",
+    "usual_script": "One-token labels against the usual script, AG News (`python -m benchmarks.usual_script FILE`)",
+    "engines_agree": "The same records through all engines (`python -m benchmarks.engines_agree`)",
+    "endpoints": "Two endpoints against one, and one killed (`python -m benchmarks.endpoints`)",
     "spinning": "The embedded engine beside a busy neighbour (`python -m benchmarks.spinning`)",
     "review_queue": "Review queue, decide and next (`python -m benchmarks.review_queue`)",
 }

@@ -1,7 +1,8 @@
 """All benchmarks, one after the other: `make benchmarks`. Results go to docs/benchmarks/*.json and docs/benchmarks.md.
 
 Rehearsals need labelled data of your own: set COUNTERSIGN_BENCHMARK_DATA to a folder that holds ag_news/test.parquet
-and sms_spam/all.parquet (columns record_id, text, label); without it their last results stay as they are.
+and sms_spam/all.parquet (columns record_id, text, label); without it their last results stay as they are. What compares
+engines needs the real ones (`make engines`).
 """
 
 import json
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.page import write_page
+from deployments.engine_servers import built
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "benchmarks"
@@ -18,6 +20,7 @@ COMMANDS = {
     "engine_share": ["-m", "benchmarks.engine_share"],
     "bench": ["-m", "countersign.main", "bench", "--json"],
     "spinning": ["-m", "benchmarks.spinning"],
+    "endpoints": ["-m", "benchmarks.endpoints"],
     "overhead": ["-m", "benchmarks.overhead"],
     "review_queue": ["-m", "benchmarks.review_queue"],
 }
@@ -41,10 +44,17 @@ def main() -> None:
     """Runs everything that can be run here, then writes the page."""
     for name, arguments in COMMANDS.items():
         run(name, arguments)
+    if built("ollama") and built("llama-server"):
+        run("engines_agree", ["-m", "benchmarks.engines_agree"])
     data = os.environ.get("COUNTERSIGN_BENCHMARK_DATA")
     if data:
         for name, (dataset, file) in DATA.items():
             run(name, ["-m", "benchmarks.rehearsals", dataset, str(Path(data) / file)])
+        if built("ollama") and built("llama-server"):
+            run(
+                "usual_script",
+                ["-m", "benchmarks.usual_script", str(Path(data) / "ag_news" / "test.parquet")],
+            )
     write_page(RESULTS, ROOT / "docs" / "benchmarks.md")
 
 

@@ -4,7 +4,8 @@
 Its label scores follow from a hash of the prompt and from which label's name the record mentions, so that they are the
 same in every process and carry a signal worth learning. It counts what it is asked, and misbehaves on order.
 
-Run as a program it serves until its standard input ends:  python tests/scripted_engine.py alpha,beta
+Run as a program it serves until its standard input ends; a second argument delays each completion by so many seconds:
+    python tests/scripted_engine.py alpha,beta 0.2
 """
 
 import asyncio
@@ -515,5 +516,6 @@ def _message(status: int, body: bytes, more: str = "") -> bytes:
 
 if __name__ == "__main__":
     with ScriptedEngine(sys.argv[1].split(",")) as served:
+        served.delay_s = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
         print(served.url, flush=True)
         sys.stdin.read()

@@ -167,7 +167,9 @@ def kill_writers(clinic: Clinic, folder: Path, url: str | None, kills: int) -> N
         processes = [annotator(folder, url, person.id, "decide", 10_000) for person in people]
         for process in processes:
             go(process)
-        acknowledged.append(processes[0].stdout.readline().split())  # on a busy machine starting takes its time
+        acknowledged.append(
+            processes[0].stdout.readline().split()
+        )  # on a busy machine starting takes its time
         time.sleep(chance.uniform(0.0, 0.3))
         for process in processes:
             process.kill()
