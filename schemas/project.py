@@ -146,7 +146,7 @@ class Engine(_Section):
 class Embedding(_Section):
     """The model whose vectors serve the student, neighbours and near-duplicates."""
 
-    kind: Literal["embedded", "llama-server", "ollama", "openai", "none"] = "embedded"
+    kind: Literal["embedded", "llama-server", "ollama", "none"] = "embedded"
     model: str = "all-minilm-l6-v2"
     endpoints: tuple[str, ...] = ()
 

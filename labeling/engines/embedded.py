@@ -10,9 +10,8 @@ from labeling.engines.llama_server import LlamaServer, LlamaServerEmbedder
 from labeling.engines.model_files import digest_of
 from schemas.errors import ModelFileError
 
-# Turns a kernel thread spins at a barrier before it sleeps. libgomp's own choice (300,000) burns the core another
-# process needs and halves the pace beside one busy neighbour; this costs nothing on an idle machine
-# (`python -m benchmarks.spinning`).
+# Turns a kernel thread spins at a barrier before it sleeps. With libgomp's own choice (300,000) it burns the core that
+# the other thread waits for when somebody else is busy too (`python -m benchmarks.spinning`).
 SPIN_TURNS = "1000"
 
 

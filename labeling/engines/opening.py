@@ -9,7 +9,7 @@ from labeling.engines.llama_server import LlamaServer, LlamaServerEmbedder
 from labeling.engines.model_files import model_file
 from labeling.engines.openai_server import OpenAIServer
 from labeling.engines.protocol import Embedder, Engine
-from schemas.errors import EngineError, ModelFileError, ProjectError
+from schemas.errors import ModelFileError, ProjectError
 from schemas.project import Project
 
 DEFAULT_EMBEDDED_SLOTS = 4
@@ -102,14 +102,7 @@ def connect_embedder(project: Project, *, fetch: bool = False) -> Embedder | Non
         address = _addresses(project, settings.endpoints, "embedding.endpoints")[0]
         connection = EngineConnection(address, timeout_s=project.engine.timeout_s)
         return LlamaServerEmbedder(connection, model_id=settings.model)
-    if settings.kind == "ollama":
-        from labeling.engines.ollama_server import OllamaEmbedder  # the client costs 0.3 s to import
+    from labeling.engines.ollama_server import OllamaEmbedder  # the client costs 0.3 s to import
 
-        address = _addresses(project, settings.endpoints, "embedding.endpoints")[0]
-        return OllamaEmbedder(address, model=settings.model, timeout_s=project.engine.timeout_s)
-    raise EngineError(
-        "embedding.kind",
-        found=settings.kind,
-        expected="embedded, llama-server, ollama or none",
-        next_step="The adapter for this engine is not part of this version.",
-    )
+    address = _addresses(project, settings.endpoints, "embedding.endpoints")[0]
+    return OllamaEmbedder(address, model=settings.model, timeout_s=project.engine.timeout_s)
