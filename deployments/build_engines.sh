@@ -26,8 +26,12 @@ source_tree() {
 if [ "$what" != llama-server ] && [ ! -x "$out/bin/ollama" ]; then
   source_tree
   echo "building Ollama $OLLAMA (some minutes) ..." >&2
+  # Without -march=native it runs on baseline instructions at a tenth of the speed. Its module leaves the AMX kernels
+  # out but calls them where the compiler says that the processor has them.
+  fast="-O3 -march=native"
+  if [ "$(uname -m)" = x86_64 ]; then fast="$fast -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"; fi
   CGO_ENABLED=1 GOBIN="$out/bin" GOFLAGS=-mod=mod \
-    CGO_CPPFLAGS="-I$out/src/llama.cpp/vendor" CGO_CFLAGS="-O3 -march=native" CGO_CXXFLAGS="-O3 -march=native" \
+    CGO_CPPFLAGS="-I$out/src/llama.cpp/vendor" CGO_CFLAGS="$fast" CGO_CXXFLAGS="$fast" \
     go install -ldflags "-X github.com/ollama/ollama/version.Version=$OLLAMA" "github.com/ollama/ollama@v$OLLAMA"
 fi
 if [ "$what" != ollama ] && [ ! -x "$out/bin/llama-server" ]; then
