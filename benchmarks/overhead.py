@@ -86,6 +86,9 @@ class InstantEngine:
         self._turn += 1
         return self._replies[self._turn % 3]
 
+    def prefill(self, prompt: Tokens, *, slot: int) -> tuple[int, int]:
+        return len(prompt.ids), 0
+
     def warm(self, prefix: Tokens) -> None:
         """Nothing to warm."""
 

@@ -4,7 +4,7 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,14 @@ def bench(
     prompt = Prompt(
         PromptTemplate("bench", ""), codes, (), _words(dice, PREFIX_TOKENS) + "\n\nText: ", "\nLabel:"
     )
-    prefix = _tokens_of(engine, prompt, prompt.prefix)
+    prefix, _ = engine.prefill(engine.tokenize(prompt.prefix), slot=0)
     engine.warm(engine.tokenize(prompt.prefix))
-    first = _prefill(engine, codes, dice, records)
+    first = _prefill(engine, dice, records)
     texts = [(f"r{number}", _words(dice, RECORD_TOKENS)) for number in range(records)]
     started = time.perf_counter()
     outcome = score_batch(engine, prompt, texts, on_record=on_record)
     seconds = time.perf_counter() - started
-    second = _prefill(engine, codes, dice, records)
+    second = _prefill(engine, dice, records)
     sent = sum(row.tokens_sent for row in outcome.scored)
     cached = (
         sum(row.tokens_cached for row in outcome.scored) if engine.counts else prefix * len(outcome.scored)
@@ -83,19 +83,14 @@ def _words(dice: random.Random, count: int) -> str:
     return " ".join(dice.choices(WORDS, k=count))
 
 
-def _tokens_of(engine: Engine, prompt: Prompt, text: str) -> int:
-    tokens = engine.tokenize(text)
-    return len(tokens.ids) or engine.score(tokens, prompt.codes, slot=0).tokens_sent
-
-
-def _prefill(engine: Engine, codes: Sequence[LabelCode], dice: random.Random, count: int) -> float:
+def _prefill(engine: Engine, dice: random.Random, count: int) -> float:
     """Uncached prompt tokens a second with nothing else done: no two prompts share a beginning."""
     texts = [f"{number} {_words(dice, RECORD_TOKENS)}\nLabel:" for number in range(count)]
     prompts = [engine.tokenize(text) for text in texts]
 
     def ask(turn: int) -> int:
-        reply = engine.score(prompts[turn], codes, slot=turn % engine.slots)
-        return reply.tokens_sent - reply.tokens_cached
+        sent, cached = engine.prefill(prompts[turn], slot=turn % engine.slots)
+        return sent - cached
 
     started = time.perf_counter()
     with ThreadPoolExecutor(engine.slots) as pool:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
+from labeling.engines.protocol import UNREPORTED
 from labeling.intervals import Interval, wilson
 from labeling.multinomial import (
     Multinomial,
@@ -29,6 +30,7 @@ from labeling.multinomial import (
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
+LEAST_LOG = -30.0
 STRENGTHS = tuple(step / 8 for step in range(9))
 INVERSE_PENALTIES = (0.01, 0.1, 1.0, 10.0)
 FOLDS = 5
@@ -52,6 +54,25 @@ class Metric:
     value: float | None
     n: int
     undefined_because: str | None = None
+
+
+def is_reported(scores: Floats) -> Bools:
+    """Which scores an engine told; engines that tell a few tokens only mark the others with `UNREPORTED`."""
+    return np.asarray(scores > UNREPORTED / 2, dtype=np.bool_)
+
+
+def summed_scores(scores: Floats) -> tuple[Floats, Floats]:
+    """Sum of the normalised (N, K) log-probabilities of each label and how many were told, (K,) each."""
+    told = is_reported(scores)
+    return np.where(told, log_softmax(scores), 0.0).sum(axis=0), told.sum(axis=0).astype(np.float64)
+
+
+def _shifted(scores: Floats, by: Floats) -> Floats:
+    """Log-probabilities less a shift for each label; a label that was not told stays next to impossible."""
+    told = is_reported(scores)
+    if told.all():
+        return log_softmax(scores - by)
+    return np.maximum(log_softmax(np.where(told, scores - by, UNREPORTED)), LEAST_LOG)
 
 
 @dataclass(frozen=True)
@@ -78,7 +99,7 @@ class BatchCalibration:
             ValueError: if the width is not K or a score is not finite.
         """
         found = checked_matrix(scores, width=len(self.labels))
-        return log_softmax(found - self.strength * self.mean_scores)
+        return _shifted(found, self.strength * self.mean_scores)
 
     def to_json(self) -> dict[str, Any]:
         """The calibration as JSON-able numbers and lists."""
@@ -134,7 +155,8 @@ def fit_batch_calibration(
     matrix = checked_matrix(scores, width=len(labels))
     if matrix.shape[0] == 0:
         raise ValueError("expected at least one scored record, found none")
-    mean_scores = log_softmax(matrix).mean(axis=0)
+    total, told = summed_scores(matrix)
+    mean_scores = total / np.maximum(told, 1.0)
     known = [] if gold is None else [index for index, label in enumerate(gold) if label is not None]
     if gold is not None and len(gold) != matrix.shape[0]:
         raise ValueError(f"expected one gold entry a record, found {len(gold)} for {matrix.shape[0]}")
@@ -150,7 +172,7 @@ def fit_batch_calibration(
     codes = label_codes(reviewed, labels)
     losses = np.column_stack(
         [
-            -log_softmax(matrix[known] - strength * mean_scores)[np.arange(codes.size), codes]
+            -_shifted(matrix[known], strength * mean_scores)[np.arange(codes.size), codes]
             for strength in STRENGTHS
         ]
     )

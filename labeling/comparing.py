@@ -12,14 +12,15 @@ from labeling.calibration import fit_batch_calibration, log_loss
 from labeling.database.opening import project_database
 from labeling.engines.opening import connect_engine
 from labeling.engines.protocol import Engine
-from labeling.engines.self_test import Point, self_test
-from labeling.intervals import mcnemar_exact, wilson
+from labeling.engines.self_test import Point, require, self_test
+from labeling.intervals import mcnemar_exact, wilson_for_best_of
 from labeling.paths import ProjectFolder
 from labeling.record_store import texts_of
 from labeling.reviewing import sample_labels
 from labeling.scoring import score_batch
 from labeling.setup import STRENGTHS, Tried, bound_prompts, draw_sample, sample_gold, try_prompts
-from schemas.errors import LabelingError, SourceError
+from labeling.storage import project_lock
+from schemas.errors import BusyError, LabelingError, ProjectError, SourceError
 from schemas.project import Project
 from schemas.values import Value
 
@@ -54,7 +55,8 @@ def compare(
 ) -> dict[str, Any]:
     """Every model with every prompt of the project on records whose labels people (or the source) gave.
 
-    A model that cannot be opened is a row with its error; the others are compared all the same.
+    A model that cannot be opened or fails its self-test is a row with its error; the others are compared all the same.
+    Intervals hold for the best of all rows together.
 
     Args:
         truth: Reviewed label of each record.
@@ -65,7 +67,16 @@ def compare(
 
     Raises:
         SourceError: fewer than 10 reviewed records.
+        ProjectError: several models for a llama-server, which serves one.
+        BusyError: a flow is at work on the project.
     """
+    if project.engine.kind == "llama-server" and len(models) > 1:
+        raise ProjectError(
+            "engine.kind",
+            found=f"llama-server and {len(models)} models",
+            expected="one: a llama-server serves the model it was started with",
+            next_step="Compare them with kind: ollama or embedded, or one llama-server after the other.",
+        )
     if len(truth) < LEAST_SAMPLE:
         raise SourceError(
             "the reviewed sample",
@@ -78,13 +89,18 @@ def compare(
     for model in models:
         if on_model is not None:
             on_model(model)
-        variant = project.model_copy(
-            update={"engine": project.engine.model_copy(update={"model": model, "digest": None})}
-        )
+        own = model == project.engine.model
+        engine = project.engine if own else project.engine.model_copy(update={"model": model, "digest": None})
         try:
-            candidates += _of_model(variant, folder, truth, model)
+            with project_lock(folder.lock, "comparison"):
+                candidates += _of_model(project.model_copy(update={"engine": engine}), folder, truth, model)
+        except BusyError:
+            raise
         except LabelingError as error:
             failed.append({"model": model, "error": f"{error.path}: {error.found}", "next": error.next_step})
+    for one in candidates:
+        interval = wilson_for_best_of(one.row["right"], one.row["n"], candidates=len(candidates))
+        one.row["accuracy"] = {"value": interval.value, "low": interval.low, "high": interval.high}
     candidates.sort(key=lambda one: (-one.row["right"], one.row["log_loss"] or np.inf))
     if not candidates:
         return {"models": failed, "recommended": None, "reason": "No model could be tried."}
@@ -105,7 +121,8 @@ def _of_model(
     engine = connect_engine(project, fetch=True)
     try:
         prompts = bound_prompts(project, folder, engine)
-        points = self_test(engine, prompts[0])
+        points = self_test(engine, prompts[0], digest=project.engine.digest)
+        require(points)  # a model whose answers cannot be trusted is no candidate
         sample = sorted(truth)
         texts = texts_of(project, folder, sample)
         labels = project.label_schema.names
@@ -147,13 +164,11 @@ def _row(
         chosen = [labels[int(index)] for index in logs.argmax(axis=1)]
         right[rows] = [one == other for one, other in zip(chosen, known, strict=True)]
         loss = log_loss(np.exp(logs), known, labels=labels).value
-    interval = wilson(int(right.sum()), len(gold))
     return {
         "prompt": tried.prompt.template.name,
         "batch_calibration": strength,
         "right": int(right.sum()),
         "n": len(gold),
-        "accuracy": {"value": interval.value, "low": interval.low, "high": interval.high},
         "log_loss": loss,
         "label_mass": float(np.nanmean(tried.mass)) if tried.usable.any() else None,
         "unusable": int((~tried.usable).sum()),
@@ -178,30 +193,24 @@ def _resident_mb() -> int | None:
 
 
 def _recommended(candidates: Sequence[_Candidate]) -> tuple[dict[str, Any], str]:
-    """The fastest of those that are not shown to be worse than the most accurate."""
+    """The most accurate; what is faster and not shown to be worse is named, for a person to weigh."""
     best = candidates[0].row
-    equal = [
+    reason = f"{best['model']} with {best['prompt']}: most accurate ({best['right']} of {best['n']} right)."
+    faster = [
         one.row
-        for one in candidates
-        if one.row["p_against_best"] is None or one.row["p_against_best"] >= ALPHA
+        for one in candidates[1:]
+        if one.row["model"] != best["model"]
+        and one.row["p_against_best"] >= ALPHA
+        and (one.row["records_per_hour"] or 0) > 1.5 * (best["records_per_hour"] or 0)
     ]
-    chosen = best
-    for row in equal:
-        if row["model"] != best["model"] and (row["records_per_hour"] or 0) > 1.5 * (
-            chosen["records_per_hour"] or 0
-        ):
-            chosen = row
-    name = {key: chosen[key] for key in ("model", "prompt", "batch_calibration")}
-    share = f"{chosen['right']} of {chosen['n']} right"
-    if chosen is best:
-        others = sum(row["model"] != best["model"] for row in equal)
-        note = " No other model is shown to be worse on so few records." if others else ""
-        return name, f"{chosen['model']} with {chosen['prompt']}: most accurate ({share}).{note}"
-    return name, (
-        f"{chosen['model']} with {chosen['prompt']}: {share}, not shown to be worse than {best['model']} "
-        f"({best['right']} right; McNemar p = {chosen['p_against_best']:.2f}) and faster "
-        f"({chosen['records_per_hour']:,} against {best['records_per_hour']:,} records/h)."
-    )
+    if faster:
+        row = faster[0]
+        reason += (
+            f" {row['model']} is faster ({row['records_per_hour']:,} records/h against {best['records_per_hour']:,}) "
+            f"with {row['right']} right; {row['n']} records are too few to show that it is worse "
+            f"(McNemar p = {row['p_against_best']:.2f}), which does not show that it is as good."
+        )
+    return {key: best[key] for key in ("model", "prompt", "batch_calibration")}, reason
 
 
 def comparison_table(answer: Mapping[str, Any]) -> str:
@@ -223,7 +232,11 @@ def comparison_table(answer: Mapping[str, Any]) -> str:
             f"| {_number(row['label_mass'], '.2f')} | {_number(row['records_per_hour'], ',')} "
             f"| {_number(row['memory_mb'], ',')} MB |"
         )
-    return head + "\n".join(lines) + f"\n\n{answer['reason']}"
+    warnings = [
+        f"- {row['model']}: {sentence}" for row in answer["models"] for sentence in row.get("warnings", ())
+    ]
+    told = "\n" + "\n".join(dict.fromkeys(warnings)) if warnings else ""
+    return head + "\n".join(lines) + f"\n\n{answer['reason']}{told}"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -172,7 +172,7 @@ def label_codes(
         PromptFileError: the tokenizer has too few single-token codes for this many labels.
     """
     words = [_code(label.name, f" {label.word or label.name}", first_token) for label in labels]
-    if style != "letters" and len({_start(code) for code in words}) == len(words):
+    if style != "letters" and _told_apart(words):
         return tuple(words)
     if style == "words":
         raise PromptFileError(
@@ -200,6 +200,13 @@ def label_codes(
             next_step="Use fewer labels or another model.",
         )
     return tuple(codes)
+
+
+def _told_apart(codes: Sequence[LabelCode]) -> bool:
+    """Whether no two codes begin alike and none begins with a part of a character, which engines cannot tell."""
+    return len({_start(code) for code in codes}) == len(codes) and all(
+        "\ufffd" not in code.token for code in codes
+    )
 
 
 def _start(code: LabelCode) -> object:

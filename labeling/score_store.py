@@ -70,7 +70,9 @@ class ScoreStore:
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """(n, K) log-probabilities (a row of NaN where there are none) and (n,) label mass, in the order asked for."""
         frame = pl.DataFrame({"record_id": list(wanted)}, schema={"record_id": pl.String}).join(
-            self.rows(["record_id", "log_probs", "label_mass"], origin=origin),
+            self.rows(["record_id", "log_probs", "label_mass"], origin=origin).unique(
+                "record_id", keep="first"
+            ),
             on="record_id",
             how="left",
             maintain_order="left",

@@ -110,8 +110,8 @@ def _score_one(
     while True:
         attempts += 1
         try:
-            replies, fit = _asked(engine, prompt, text, over_long=over_long, slot=slot)
-            return _merged(record_id, replies, fit, attempts)
+            replies, weights, fit = _asked(engine, prompt, text, over_long=over_long, slot=slot)
+            return _merged(record_id, replies, weights, fit, attempts)
         except PromptTooLong as error:
             return SetAside(record_id, f"prompt too long: {error.found}", str(error), attempts)
         except ControlMark as error:
@@ -126,8 +126,8 @@ def _score_one(
 
 def _asked(
     engine: Engine, prompt: Prompt, text: str, *, over_long: str, slot: int
-) -> tuple[list[LabelScores], str]:
-    """The replies to a record, and how it was fitted.
+) -> tuple[list[LabelScores], list[int], str]:
+    """The replies to a record, the weight of each (windows vote by their length), and how it was fitted.
 
     Raises:
         ControlMark: the text holds what this engine would read as a command.
@@ -143,13 +143,14 @@ def _asked(
         )
     if engine.counts:
         pieces, fit = fit_record(engine, prompt, text, over_long=over_long)
-        return [engine.score(piece, prompt.codes, slot=slot) for piece in pieces], fit
+        replies = [engine.score(piece, prompt.codes, slot=slot) for piece in pieces]
+        return replies, [max(1, len(piece.text) - len(prompt.around(""))) for piece in pieces], fit
     return _asked_until_it_fits(engine, prompt, text, over_long=over_long, slot=slot)
 
 
 def _asked_until_it_fits(
     engine: Engine, prompt: Prompt, text: str, *, over_long: str, slot: int
-) -> tuple[list[LabelScores], str]:
+) -> tuple[list[LabelScores], list[int], str]:
     """For engines that do not tell tokens: they refuse what is too long before they compute anything, so trying
     shorter and shorter pieces costs next to nothing."""
 
@@ -157,7 +158,7 @@ def _asked_until_it_fits(
         return engine.score(engine.tokenize(prompt.around(piece)), prompt.codes, slot=slot)
 
     try:
-        return [ask(text)], "whole"
+        return [ask(text)], [1], "whole"
     except PromptTooLong:
         if over_long == "refuse":
             raise
@@ -167,7 +168,7 @@ def _asked_until_it_fits(
         if over_long == "head_tail":
             pieces = [text[: size // 2] + _GAP + text[-(size // 2) :]]
         try:
-            return [ask(piece) for piece in pieces], over_long
+            return [ask(piece) for piece in pieces], [len(piece) for piece in pieces], over_long
         except PromptTooLong:
             size = size * 7 // 8
     raise PromptTooLong(
@@ -183,14 +184,16 @@ def _may_help(error: LabelingError) -> bool:
     return type(error) is EngineError or error.retryable
 
 
-def _merged(record_id: str, replies: Sequence[LabelScores], fit: str, attempts: int) -> Scored:
-    """Windows vote with the mean of their renormalised log-probabilities."""
+def _merged(
+    record_id: str, replies: Sequence[LabelScores], weights: Sequence[int], fit: str, attempts: int
+) -> Scored:
+    """Windows vote with the mean of their log-probabilities, a longer one more: a last line is no half of a story."""
     if len(replies) == 1:
         log_probs, mass = replies[0].log_probs, replies[0].label_mass
     else:
         rows = np.array([reply.log_probs for reply in replies])
-        log_probs = tuple(float(value) for value in rows.mean(axis=0))
-        mass = float(np.mean([reply.label_mass for reply in replies]))
+        log_probs = tuple(float(value) for value in np.average(rows, axis=0, weights=weights))
+        mass = float(np.average([reply.label_mass for reply in replies], weights=weights))
     return Scored(
         record_id,
         log_probs,

@@ -9,8 +9,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from labeling.calibration import BatchCalibration, CorrectnessModel, Metric, entropy, margin
-from labeling.multinomial import log_softmax
+from labeling.calibration import BatchCalibration, CorrectnessModel, Metric, entropy, margin, summed_scores
 from labeling.neighbours import nearest, vote_shares
 from labeling.paths import ProjectFolder
 from labeling.record_store import Vectors, stream_records
@@ -53,12 +52,12 @@ class Suggester:
 
     def _batch_calibration(self) -> BatchCalibration:
         """The batch is everything scored with this prompt; its mean is summed part by part."""
-        total, count = np.zeros(len(self.labels)), 0
+        total, count = np.zeros(len(self.labels)), np.zeros(len(self.labels))
         for _, frame in self.store.scored.stream(["log_probs"]):
             rows = np.array(frame["log_probs"].to_list(), dtype=np.float64)
-            total += log_softmax(rows).sum(axis=0)
-            count += len(rows)
-        mean = total / count if count else total
+            summed, told = summed_scores(rows)
+            total, count = total + summed, count + told
+        mean = total / np.maximum(count, 1.0)
         reason = Metric("log_loss", None, 0, "not measured here")
         return BatchCalibration(self.labels, mean, self.plan.strength, reason)
 

@@ -8,15 +8,16 @@ from typing import TypeVar
 from labeling.engines.protocol import Engine, FirstToken, Identity, LabelCode, LabelScores, Tokens
 from schemas.errors import EngineError, EngineUnavailable
 
-REST_S = 15.0
+FIRST_REST_S = 15.0
+LONGEST_REST_S = 600.0
 Answer = TypeVar("Answer")
 
 
 class Fleet:
     """Engines that are the same model, quantization and version.
 
-    Each lane of work belongs to one member. A member that does not answer rests; its lanes ask the others meanwhile and
-    come back to it. Lanes of a slow member simply take fewer records.
+    Each lane of work belongs to one member. A member that does not answer rests, longer each time; its lanes ask the
+    others meanwhile, and one of them looks whether it is back. Lanes of a slow member simply take fewer records.
 
     Raises:
         EngineError: the members are not the same engine.
@@ -26,6 +27,7 @@ class Fleet:
     def __init__(self, members: Sequence[Engine]) -> None:
         self._members = list(members)
         self._rests_until = [0.0] * len(members)
+        self._rests = [0] * len(members)  # how often in a row
         self._lock = threading.Lock()
         self.slots = sum(member.slots for member in members)
         self.context = min(member.context for member in members)
@@ -62,9 +64,10 @@ class Fleet:
     def identity(self) -> Identity:
         """Of a member that answers; one that differs from the rest is told as it is, so that the run halts."""
         answers = []
-        for index, member in enumerate(self._members):
+        for index in self._order(0):
             try:
-                answers.append(member.identity())
+                answers.append(self._members[index].identity())
+                self._woke(index)
             except EngineUnavailable:
                 self._rest(index)
         if not answers:
@@ -80,9 +83,12 @@ class Fleet:
     def _any(self, ask: Callable[[Engine], Answer], own: int = 0) -> Answer:
         for index in self._order(own):
             try:
-                return ask(self._members[index])
+                answer = ask(self._members[index])
             except EngineUnavailable:
                 self._rest(index)
+            else:
+                self._woke(index)
+                return answer
         raise self._none()
 
     def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
@@ -94,11 +100,27 @@ class Fleet:
         now = time.monotonic()
         count = len(self._members)
         turns = [(own + step) % count for step in range(count)]
-        return [index for index in turns if self._rests_until[index] <= now] or turns
+        with self._lock:
+            awake = []
+            for index in turns:
+                failed = self._rests[index] > 0
+                if self._rests_until[index] > now or (failed and index != own):
+                    continue
+                awake.append(index)
+                if failed:  # this lane looks whether it is back; the others leave it alone meanwhile
+                    self._rests_until[index] = now + FIRST_REST_S
+        return awake or turns
 
     def _rest(self, index: int) -> None:
         with self._lock:
-            self._rests_until[index] = time.monotonic() + REST_S
+            pause = min(FIRST_REST_S * 2 ** self._rests[index], LONGEST_REST_S)
+            self._rests[index] += 1
+            self._rests_until[index] = time.monotonic() + pause
+
+    def _woke(self, index: int) -> None:
+        if self._rests[index]:
+            with self._lock:
+                self._rests[index], self._rests_until[index] = 0, 0.0
 
     def _none(self) -> EngineUnavailable:
         return EngineUnavailable(
@@ -107,6 +129,10 @@ class Fleet:
             expected="at least one",
             next_step="Check that the engines run.",
         )
+
+    def prefill(self, prompt: Tokens, *, slot: int) -> tuple[int, int]:
+        own, inner = self._lanes[slot % len(self._lanes)]
+        return self._any(lambda member: member.prefill(prompt, slot=inner % member.slots), own)
 
     def warm(self, prefix: Tokens) -> None:
         for index, member in enumerate(self._members):

@@ -40,6 +40,11 @@ def _context(props: dict[str, Any]) -> int:
     return int(finite(settings.get("n_ctx")) or 0) if isinstance(settings, dict) else 0
 
 
+def _cached(reply: dict[str, Any]) -> int:
+    timings = reply.get("timings")
+    return max(0, int(finite(timings.get("cache_n")) or 0)) if isinstance(timings, dict) else 0
+
+
 class LlamaServer:
     """One llama.cpp server over HTTP."""
 
@@ -116,10 +121,8 @@ class LlamaServer:
         else:
             log_probs = self._completed(found, self._biased_route(prompt, codes, slot), raw)
         mass = min(1.0, math.fsum(math.exp(log_prob) for log_prob in log_probs))
-        timings = reply.get("timings")
-        cached = int(finite(timings.get("cache_n")) or 0) if isinstance(timings, dict) else 0
         return LabelScores(
-            tuple(log_probs), mass, len(prompt.ids), max(cached, 0), time.perf_counter() - started
+            tuple(log_probs), mass, len(prompt.ids), _cached(reply), time.perf_counter() - started
         )
 
     def _raw_route(self, prompt: Tokens, slot: int) -> tuple[dict[int, float], dict[str, Any]]:
@@ -222,10 +225,14 @@ class LlamaServer:
             next_step="The record is set aside.",
         )
 
+    def prefill(self, prompt: Tokens, *, slot: int) -> tuple[int, int]:
+        body = {"prompt": list(prompt.ids), "n_predict": 0, "cache_prompt": True, "id_slot": slot}
+        reply = self._http.call("POST", "/completion", body)
+        return len(prompt.ids), _cached(reply if isinstance(reply, dict) else {})
+
     def warm(self, prefix: Tokens) -> None:
         for slot in range(self.slots if prefix.ids else 0):
-            body = {"prompt": list(prefix.ids), "n_predict": 0, "cache_prompt": True, "id_slot": slot}
-            self._http.call("POST", "/completion", body)
+            self.prefill(prefix, slot=slot)
 
     def close(self) -> None:
         self._http.close()

@@ -17,7 +17,8 @@ import ollama
 
 from labeling.engines.http import EngineConnection, finite
 from labeling.engines.protocol import FirstToken, Identity, LabelCode, LabelScores, Tokens
-from labeling.engines.top_tokens import label_log_probs
+from labeling.engines.top_tokens import COMMON_MARKS, label_log_probs
+from labeling.engines.vocabulary import Vocabulary
 from schemas.errors import EngineError, EngineUnavailable, ModelFileError, PromptTooLong
 
 TOP = 20
@@ -58,10 +59,12 @@ class OllamaServer:
     counts = False
 
     def __init__(self, connection: EngineConnection, *, model: str, context: int, slots: int | None) -> None:
-        self._http, self._model, self.context = connection, model, context
+        self._http, self._model = connection, model
         _refuse_cloud_name(model, "engine.model")
         self._refuse_cloud()
-        self._vocabulary, self.control_marks = self._read_vocabulary()
+        self._vocabulary, self.control_marks, trained = self._read_model()
+        # Ollama gives a model no more than it was trained with, whatever is asked.
+        self.context = min(context, trained or context)
         self.identity()
         self.slots = slots or 1
         self.parallel: int | None = None
@@ -120,34 +123,43 @@ class OllamaServer:
             sampling=SAMPLING,
         )
 
-    def _read_vocabulary(self) -> tuple[dict[str, int], Collection[str]]:
-        """Token ids by text, and the control tokens, from the model's own file."""
+    def _read_model(self) -> tuple[Vocabulary | None, Collection[str], int | None]:
+        """Vocabulary, control tokens and training context, from the model's own file where Ollama tells them."""
         self._entry()
         shown = self._http.call(
             "POST", "/api/show", {"model": self._model, "verbose": True}, most_bytes=SHOW_BYTES
         )
         info = shown.get("model_info") if isinstance(shown, dict) else None
-        tokens = info.get("tokenizer.ggml.tokens") if isinstance(info, dict) else None
-        if not isinstance(info, dict) or not isinstance(tokens, list):
-            return {}, ()
-        kinds = info.get("tokenizer.ggml.token_type") or []
-        marks = [token for token, kind in zip(tokens, kinds, strict=False) if kind == CONTROL]
-        plain = _byte_texts() if info.get("tokenizer.ggml.model") == "gpt2" else {"▁": " "}
-        vocabulary: dict[str, int] = {}
-        for number, token in enumerate(tokens):
-            vocabulary.setdefault("".join(plain.get(sign, sign) for sign in token), number)
-        return vocabulary, tuple(mark for mark in marks if len(mark) > 1)
+        if not isinstance(info, dict):
+            return None, COMMON_MARKS, None
+        trained = next(
+            (finite(value) for key, value in info.items() if key.endswith(".context_length")), None
+        )
+        tokens, kinds = info.get("tokenizer.ggml.tokens"), info.get("tokenizer.ggml.token_type")
+        if not isinstance(tokens, list) or not isinstance(kinds, list):
+            return None, COMMON_MARKS, None if trained is None else int(trained)
+        marks = [
+            token for token, kind in zip(tokens, kinds, strict=False) if kind == CONTROL and len(token) > 1
+        ]
+        vocabulary = Vocabulary(
+            tokens,
+            byte_level=info.get("tokenizer.ggml.model") == "gpt2",
+            merges=info.get("tokenizer.ggml.merges"),
+            scores=info.get("tokenizer.ggml.scores"),
+        )
+        return vocabulary, tuple(marks), None if trained is None else int(trained)
 
     def tokenize(self, text: str) -> Tokens:
         """The text alone: Ollama has no route that tells its tokens."""
         return Tokens((), text)
 
     def first_token(self, text: str) -> FirstToken:
-        """The longest token of the vocabulary that starts the text."""
-        for end in range(len(text), 0, -1):
-            if text[:end] in self._vocabulary:
-                return FirstToken(-1, text[:end], end == len(text))
-        return FirstToken(-1, text, False)
+        if self._vocabulary is None:
+            return FirstToken(-1, "", len(text.strip()) == 1)
+        return self._vocabulary.first_token(text)
+
+    def prefill(self, prompt: Tokens, *, slot: int) -> tuple[int, int]:
+        return int(self._generate(prompt.text, {"num_predict": 1})["prompt_eval_count"]), 0
 
     def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
         started = time.perf_counter()
@@ -167,6 +179,13 @@ class OllamaServer:
                     next_step="The record is set aside.",
                 )
             pairs.append((entry["token"], number))
+        if not pairs and reply.get("done_reason") == "stop":
+            raise EngineError(
+                where,
+                found="the model ends its answer before it begins",
+                expected="a token with log-probabilities",
+                next_step="The record is set aside; another prompt may help (`countersign compare`).",
+            )
         log_probs, mass = label_log_probs(pairs, codes, where=where)
         sent = int(reply["prompt_eval_count"])
         return LabelScores(log_probs, mass, sent, 0, time.perf_counter() - started)
@@ -181,7 +200,7 @@ class OllamaServer:
             "truncate": False,
             "shift": False,
             "keep_alive": "1h",
-            "options": {"num_ctx": self.context, "seed": 0, **options},
+            "options": {"num_ctx": self.context, "seed": 0, "stop": [], **options},
             **({"logprobs": True, "top_logprobs": top} if top else {}),
         }
         try:
@@ -209,7 +228,7 @@ class OllamaServer:
                 expected="how many tokens were read",
                 next_step="The record is set aside.",
             )
-        # A prompt that Ollama cuts is cut to the whole context, never to less.
+        # A prompt that is cut in spite of `truncate: false` is cut to the whole context.
         if counted > self.context - 2:
             raise self._too_long(f"{counted:g} tokens read, which fills the context")
         return reply
@@ -236,9 +255,12 @@ class OllamaServer:
             self._generate(text, {"num_predict": 1})
             return time.perf_counter() - started
 
-        with ThreadPoolExecutor(PROBES) as pool:
-            seconds = sorted(pool.map(timed, texts[:PROBES]))
-        return sum(value <= seconds[0] * SAME_WAVE for value in seconds)
+        def wave(turn: int) -> int:
+            with ThreadPoolExecutor(PROBES) as pool:
+                seconds = sorted(pool.map(timed, [f"{turn} {text}" for text in texts[:PROBES]]))
+            return sum(value <= seconds[0] * SAME_WAVE for value in seconds)
+
+        return max(wave(turn) for turn in range(2))  # the first of a wave may have run ahead alone
 
     def warm(self, prefix: Tokens) -> None:
         """Loads the model; each slot computes the prefix at its first record."""
@@ -256,13 +278,6 @@ def _refuse_cloud_name(model: str, key: str) -> None:
             expected="a model on this machine",
             next_step="Nothing may leave the building: choose a local model.",
         )
-
-
-def _byte_texts() -> dict[str, str]:
-    """What the printable stand-ins of byte-level vocabularies mean, for the bytes that are ASCII."""
-    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return {chr(256 + turn): chr(byte) for turn, byte in enumerate(hidden) if byte < 128}
 
 
 class OllamaEmbedder:

@@ -10,7 +10,7 @@ from typing import Any
 
 from labeling.engines.http import EngineConnection, finite
 from labeling.engines.protocol import FirstToken, Identity, LabelCode, LabelScores, Tokens
-from labeling.engines.top_tokens import label_log_probs
+from labeling.engines.top_tokens import COMMON_MARKS, label_log_probs
 from schemas.errors import EngineError, PromptTooLong
 from schemas.values import content_hash
 
@@ -31,7 +31,7 @@ class OpenAIServer:
     """
 
     counts = False
-    control_marks: Collection[str] = ()
+    control_marks: Collection[str] = COMMON_MARKS
 
     def __init__(self, connection: EngineConnection, *, model: str, context: int, slots: int | None) -> None:
         self._http, self._model, self.context = connection, model, context
@@ -112,6 +112,9 @@ class OpenAIServer:
             expected=f"at most {self.context - 2} tokens (engine.context)",
             next_step="Choose prompts.over_long: head_tail or windows, or a larger engine.context.",
         )
+
+    def prefill(self, prompt: Tokens, *, slot: int) -> tuple[int, int]:
+        return int(self._complete(prompt.text, {"max_tokens": 1})["usage"]["prompt_tokens"]), 0
 
     def warm(self, prefix: Tokens) -> None:
         if prefix.text:

@@ -1,5 +1,6 @@
 """Opens the engine and the embedder that a project names."""
 
+import logging
 import os
 
 from labeling.engines.embedded import EmbeddedEmbedder, EmbeddedEngine, all_cores
@@ -9,7 +10,7 @@ from labeling.engines.llama_server import LlamaServer, LlamaServerEmbedder
 from labeling.engines.model_files import model_file
 from labeling.engines.openai_server import OpenAIServer
 from labeling.engines.protocol import Embedder, Engine
-from schemas.errors import ModelFileError, ProjectError
+from schemas.errors import EngineUnavailable, ModelFileError, ProjectError
 from schemas.project import Project
 
 DEFAULT_EMBEDDED_SLOTS = 4
@@ -54,6 +55,23 @@ def _connect(project: Project, address: str) -> Engine:
     return OpenAIServer(connection, model=settings.model, context=settings.context, slots=settings.slots)
 
 
+def _those_that_answer(project: Project, addresses: tuple[str, ...]) -> list[Engine]:
+    """Servers that are up; one that is not is left out until the next start, and said so."""
+    members: list[Engine] = []
+    silent: EngineUnavailable | None = None
+    for address in addresses:
+        try:
+            members.append(_connect(project, address))
+        except EngineUnavailable as error:
+            silent = error
+            logging.getLogger(__name__).warning(
+                "%s does not answer and is left out: %s", address, error.found
+            )
+    if not members and silent is not None:
+        raise silent
+    return members
+
+
 def connect_engine(project: Project, *, fetch: bool = False) -> Engine:
     """The engine of a project, ready and checked against `engine.digest` when that is set.
 
@@ -74,8 +92,8 @@ def connect_engine(project: Project, *, fetch: bool = False) -> Engine:
         )
     else:
         addresses = _addresses(project, settings.endpoints, "engine.endpoints")
-        members = [_connect(project, address) for address in addresses]
-        engine = members[0] if len(members) == 1 else Fleet(members)
+        members = _those_that_answer(project, addresses)
+        engine = members[0] if len(addresses) == 1 else Fleet(members)
     found = engine.identity().digest
     if settings.digest is not None and found != settings.digest:
         engine.close()

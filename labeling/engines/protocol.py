@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+UNREPORTED = -1000.0  # log-probability of a label that an engine with a short list of tokens did not tell
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -64,7 +66,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class LabelScores:
-    """Raw log-probabilities of the label codes, in their order, and their total raw probability."""
+    """Raw log-probabilities of the label codes, in their order, and their total raw probability.
+
+    A label that the engine did not tell is `UNREPORTED`: it was less likely than all it told, and is never suggested.
+    """
 
     log_probs: tuple[float, ...]
     label_mass: float
@@ -98,6 +103,9 @@ class Engine(Protocol):
             EngineError: the reply cannot be used; the message says why.
             PromptTooLong: the engine cut the prompt or refused its length.
         """
+
+    def prefill(self, prompt: Tokens, *, slot: int) -> tuple[int, int]:
+        """Reads a prompt and answers nothing of use; returns the tokens sent and those served by the cache."""
 
     def warm(self, prefix: Tokens) -> None:
         """Puts a shared prefix into every slot's cache."""

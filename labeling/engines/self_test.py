@@ -15,6 +15,8 @@ from schemas.errors import EngineError, PromptTooLong
 
 MOST_DIFFERENCE = 0.1  # nats: what batching may change of a label's renormalised log-probability
 OVERLAP = 0.6
+TRIES = 3
+MOST_TOLD = 20
 SENTENCES = (
     "The delivery of the boxes was late again, and nobody answered the telephone this week.",
     "Please move my appointment on the tenth to another day, the mornings suit me best.",
@@ -46,16 +48,16 @@ def self_test(engine: Engine, prompt: Prompt, *, digest: str | None = None) -> t
     points = [_codes(engine, prompt)]
     try:
         alone = [engine.score(tokens, prompt.codes, slot=0) for tokens in prompts]
+        points.append(Point("probabilities", True, True, "The engine tells real log-probabilities."))
+        points += _together(engine, prompt, prompts, alone)
+        points.append(_at_once(engine, prompt))
     except PromptTooLong as error:
-        return (*points, Point("prompt fits", False, True, str(error.found), error.next_step))
+        points.append(Point("prompt fits", False, True, f"{error.found}.", error.next_step))
     except EngineError as error:
         if error.retryable:
             raise
         sentence = f"The engine's answer cannot be used: {error.found}."
-        return (*points, Point("probabilities", False, True, sentence, error.next_step))
-    points.append(Point("probabilities", True, True, "The engine tells real log-probabilities."))
-    points += _together(engine, prompt, prompts, alone)
-    points.append(_at_once(engine, prompt))
+        points.append(Point("probabilities", False, True, sentence, error.next_step))
     points.append(_refuses_too_long(engine, prompt))
     points.append(_digest(engine, digest))
     return tuple(points)
@@ -88,8 +90,16 @@ def warnings_of(told: Mapping[str, Any]) -> list[str]:
 
 
 def _codes(engine: Engine, prompt: Prompt) -> Point:
-    whole = sum(engine.first_token(code.text).whole for code in prompt.codes)
     count = len(prompt.codes)
+    if not engine.counts and count > MOST_TOLD:
+        return Point(
+            "label codes",
+            False,
+            False,
+            f"{count} labels, but this engine tells {MOST_TOLD} tokens: labels beyond them are never suggested.",
+            "Use llama-server or the embedded engine, which tell every label.",
+        )
+    whole = sum(engine.first_token(code.text).whole for code in prompt.codes)
     sentence = (
         f"The {count} labels start with {count} different tokens; {whole} of them are one token as a whole."
     )
@@ -123,27 +133,35 @@ def _together(
     cached = max(reply.tokens_cached for reply in (*alone[1:], *replies))
     if cached:
         sentence = f"Up to {cached} tokens of a prompt came from the cache."
-        return [*points, Point("prefix cache", True, True, sentence)]
+        return [*points, Point("prefix cache", True, False, sentence)]
     sentence = "No token of the shared prompt came from the cache."
     remedy = "Turn the engine's prompt cache on: without it every record pays the whole prompt."
-    return [*points, Point("prefix cache", False, True, sentence, remedy)]
+    return [*points, Point("prefix cache", False, False, sentence, remedy)]
 
 
 def _at_once(engine: Engine, prompt: Prompt) -> Point:
     """Two fresh requests of one length at once: where they wait in line, the second takes twice as long."""
-    prompts = [engine.tokenize(prompt.around(f"{sign} " + " ".join(SENTENCES))) for sign in ("A", "B")]
 
-    def ask(turn: int) -> float:
-        started = time.perf_counter()
-        engine.score(prompts[turn], prompt.codes, slot=turn % engine.slots)
-        return time.perf_counter() - started
+    def ratio(turn: int) -> float:
+        """Shorter wait over the longer one of two fresh requests of one length."""
+        prompts = [
+            engine.tokenize(prompt.around(f"{turn} {sign} " + " ".join(SENTENCES))) for sign in ("A", "B")
+        ]
 
-    try:
+        def ask(index: int) -> float:
+            started = time.perf_counter()
+            engine.score(prompts[index], prompt.codes, slot=index % engine.slots)
+            return time.perf_counter() - started
+
         with ThreadPoolExecutor(2) as pool:
             seconds = sorted(pool.map(ask, range(2)))
+        return seconds[0] / seconds[1]
+
+    try:
+        # A request that comes a moment too late for a batch waits for the whole of it: one try proves little.
+        overlap = any(ratio(turn) > OVERLAP for turn in range(TRIES))
     except PromptTooLong:
         return Point("requests at once", None, False, "The context is too small to tell.")
-    overlap = seconds[0] / seconds[1] > OVERLAP
     return Point(
         "requests at once",
         overlap,
@@ -162,19 +180,21 @@ def _refuses_too_long(engine: Engine, prompt: Prompt) -> Point:
     except PromptTooLong:
         return Point("over-long prompts", True, True, "A prompt that does not fit is refused.")
     except EngineError as error:
-        return Point(
-            "over-long prompts",
-            not error.retryable,
-            True,
-            f"A prompt that does not fit is answered with: {error.found[:200]}",
-            "" if not error.retryable else "The engine must refuse it plainly; see its log.",
-        )
+        # Only a refusal counts. An answer that cannot be used is an answer to what was left of the prompt.
+        if error.found.startswith("HTTP 4"):
+            return Point(
+                "over-long prompts", True, True, f"A prompt that does not fit is refused: {error.found[:200]}"
+            )
+        found = error.found
+    else:
+        found = "a label"
     return Point(
         "over-long prompts",
         False,
         True,
-        "A prompt that does not fit was answered as if it did: the engine cuts prompts in silence.",
-        "Use an engine that can be told not to (Ollama 0.12.11 or later, llama-server).",
+        f"A prompt that does not fit was answered, not refused ({found[:100]}): the engine cuts prompts in silence.",
+        "Use an engine that can be told not to (Ollama 0.12.11 or later, llama-server), or set engine.context to what "
+        "it has.",
     )
 
 

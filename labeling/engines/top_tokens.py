@@ -3,10 +3,16 @@
 from collections.abc import Iterable, Sequence
 from math import exp, fsum, log
 
-from labeling.engines.protocol import LabelCode
+from labeling.engines.protocol import UNREPORTED, LabelCode
 from schemas.errors import EngineError
 
 ROUNDING = 1e-3
+# What common models read as commands, for servers that do not tell their vocabulary.
+COMMON_MARKS = (
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"),
+    *("<|start_header_id|>", "<|end_header_id|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"),
+    *("<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "<<SYS>>", "<s>", "</s>", "<bos>", "<eos>"),
+)
 LEAST_START = 3  # " a" begins many words beside a label
 
 
@@ -17,7 +23,7 @@ def label_log_probs(
 
     A code whose first token is known is that token exactly, so that every engine reads the same. Where it is not known,
     every token of three letters or more that begins one label only counts for it, with and without the leading space.
-    A label that is not reported gets the least reported value: it bounds it from above.
+    A label that is not told is `UNREPORTED`: how far below the least told one it is, nobody knows.
 
     Args:
         top: (token text, natural log-probability) of the most likely tokens at the position after the prompt.
@@ -31,7 +37,8 @@ def label_log_probs(
     for text, log_prob in top:
         if log_prob > ROUNDING:
             raise _unusable(where, f"log-probability {log_prob:g}", "a probability")
-        if text in told and text.strip("\ufffd"):
+        # Parts of a character all read as the replacement character: two such tokens may look alike.
+        if text in told and "\ufffd" not in text:
             raise _unusable(where, f"token {text!r} twice", "each token once")
         told[text] = log_prob
     if not told:
@@ -48,8 +55,7 @@ def label_log_probs(
         raise _unusable(
             where, f"no label among the {len(told)} most likely tokens ({likely})", "one at least"
         )
-    floor = min(told.values())
-    log_probs = tuple(log(fsum(share)) if share else floor for share in shares)
+    log_probs = tuple(log(fsum(share)) if share else UNREPORTED for share in shares)
     return log_probs, min(1.0, fsum(value for share in shares for value in share))
 
 

@@ -110,17 +110,6 @@ def test_a_digest_named_for_a_server_is_taken_as_told(
     assert problems_of(folder.root) == []  # a server's weights cannot be hashed from here
 
 
-def test_an_engine_without_a_prefix_cache_is_a_problem(
-    check: Callable[..., list[LabelingError]], scripted: ScriptedEngine
-) -> None:
-    scripted.hidden = {"timings": {"cache_n": 0}}
-
-    (problem,) = check()
-
-    assert problem.path == "engine self-test"
-    assert problem.found == "No token of the shared prompt came from the cache."
-
-
 def test_a_prompt_that_leaves_no_room_is_a_problem(
     check: Callable[..., list[LabelingError]], scripted: ScriptedEngine
 ) -> None:

@@ -12,7 +12,8 @@ from labeling.comparing import compare, comparison_table
 from labeling.engines.llama_server import LlamaServer
 from labeling.ingest import ingest
 from labeling.record_store import record_ids, texts_of
-from schemas.errors import SourceError
+from labeling.storage import project_lock
+from schemas.errors import BusyError, ProjectError, SourceError
 
 ROWS = [{"text": f"record {number} is {('alpha', 'beta')[number % 2]}"} for number in range(60)]
 
@@ -54,6 +55,22 @@ def test_a_model_that_is_not_there_is_a_row_of_its_own(
     assert answer["recommended"]["model"] == "scripted.gguf"
     assert [row["model"] for row in answer["models"] if "error" in row] == ["nothing-like-it"]
     assert "could not be tried" in comparison_table(answer)
+
+
+def test_a_llama_server_is_compared_with_one_model_only(
+    scripted: ScriptedEngine, project_folder: ProjectFactory
+) -> None:
+    project, folder, truth = project_with(scripted, project_folder)
+
+    with pytest.raises(ProjectError):
+        compare(project, folder, truth, ["a", "b"])
+
+
+def test_a_project_at_work_is_not_compared(scripted: ScriptedEngine, project_folder: ProjectFactory) -> None:
+    project, folder, truth = project_with(scripted, project_folder)
+
+    with project_lock(folder.lock, "pre-annotation"), pytest.raises(BusyError):
+        compare(project, folder, truth, ["scripted.gguf"])
 
 
 def test_too_few_reviewed_records_are_refused(

@@ -215,18 +215,14 @@ def test_windows_cover_every_character_once(tight: LlamaServer) -> None:
     assert max(len(piece.ids) for piece in pieces) <= tight.context - 2
 
 
-def test_windows_vote_with_the_mean_of_their_log_probabilities(
-    scripted: ScriptedEngine, tight: LlamaServer
-) -> None:
+def test_windows_vote_with_their_length(scripted: ScriptedEngine, tight: LlamaServer) -> None:
     outcome = batch(tight, [LONG], over_long="windows")
 
     (row,) = outcome.scored
     pieces, _ = fit_record(tight, PROMPT, LONG, over_long="windows")
-    votes = [
-        scripted.label_log_probs(piece.text.removeprefix(PROMPT.prefix).removesuffix(PROMPT.cue))
-        for piece in pieces
-    ]
-    assert row.log_probs == pytest.approx([sum(vote[k] for vote in votes) / len(votes) for k in (0, 1)])
+    inside = [piece.text.removeprefix(PROMPT.prefix).removesuffix(PROMPT.cue) for piece in pieces]
+    votes = [(len(text) / len(LONG), scripted.label_log_probs(text)) for text in inside]
+    assert row.log_probs == pytest.approx([sum(weight * vote[k] for weight, vote in votes) for k in (0, 1)])
     assert row.fit == "windows"
     assert row.tokens_sent == sum(len(piece.ids) for piece in pieces)
 
