@@ -10,6 +10,9 @@ what=${1:-all}
 python=${PYTHON:-$root/.venv/bin/python}
 OLLAMA=0.24.0
 LLAMA_CPP_PYTHON=0.3.36
+# Ollama's module leaves the AMX kernels out but calls them, and virtual machines often show AMX and forbid its use.
+no_amx=""
+if [ "$(uname -m)" = x86_64 ]; then no_amx="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"; fi
 mkdir -p "$out/bin" "$out/src"
 
 # The MIT source distribution of llama-cpp-python carries llama.cpp and the header-only libraries Ollama's module leaves out.
@@ -26,10 +29,8 @@ source_tree() {
 if [ "$what" != llama-server ] && [ ! -x "$out/bin/ollama" ]; then
   source_tree
   echo "building Ollama $OLLAMA (some minutes) ..." >&2
-  # Without -march=native it runs on baseline instructions at a tenth of the speed. Its module leaves the AMX kernels
-  # out but calls them where the compiler says that the processor has them.
-  fast="-O3 -march=native"
-  if [ "$(uname -m)" = x86_64 ]; then fast="$fast -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"; fi
+  # Without -march=native it runs on baseline instructions at a tenth of the speed.
+  fast="-O3 -march=native $no_amx"
   CGO_ENABLED=1 GOBIN="$out/bin" GOFLAGS=-mod=mod \
     CGO_CPPFLAGS="-I$out/src/llama.cpp/vendor" CGO_CFLAGS="$fast" CGO_CXXFLAGS="$fast" \
     go install -ldflags "-X github.com/ollama/ollama/version.Version=$OLLAMA" "github.com/ollama/ollama@v$OLLAMA"
@@ -38,6 +39,7 @@ if [ "$what" != ollama ] && [ ! -x "$out/bin/llama-server" ]; then
   source_tree
   echo "building llama-server and llama-bench (some minutes) ..." >&2
   cmake -S "$out/src/llama.cpp" -B "$out/src/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON \
+    -DCMAKE_C_FLAGS="$no_amx" -DCMAKE_CXX_FLAGS="$no_amx" \
     -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DBUILD_SHARED_LIBS=OFF >/dev/null
   cmake --build "$out/src/build" --target llama-server llama-bench >/dev/null
   cp "$out"/src/build/bin/llama-server "$out"/src/build/bin/llama-bench "$out/bin/"

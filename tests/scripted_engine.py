@@ -396,7 +396,8 @@ class _Connection(asyncio.Protocol):
 
         def start() -> None:
             engine._busy += 1
-            engine._loop.call_later(engine.delay_s, finish)
+            tokens = body.get("options", {}).get("num_predict", 1)
+            engine._loop.call_later(engine.delay_s * (1 if tokens == 1 else 6), finish)
 
         if engine._busy < engine.parallel:
             start()

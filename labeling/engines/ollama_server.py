@@ -25,8 +25,9 @@ TOP = 20
 SAMPLING = f"one token; raw log-probabilities of the top {TOP}"
 SHOW_BYTES = 64_000_000  # a vocabulary of 150,000 tokens with its merges
 CONTROL = 3  # token type of control tokens in GGUF
-PROBES = 8
-SAME_WAVE = 1.35
+COUNTING = "one two three four five six seven eight nine ten one two three four five six"
+LONG_ANSWER = 64
+HEAD_START_S = 0.1
 
 
 def _models(connection: EngineConnection) -> list[dict[str, Any]]:
@@ -242,25 +243,28 @@ class OllamaServer:
         )
 
     def _measure_slots(self) -> int:
-        """How many requests Ollama computes at once, from the waves in which equal ones come back.
+        """How many requests Ollama computes at once (1, 2, 4 or 8, at least): while so many long answers are written,
+        does a short one come back before any of them ends?
 
         The server's setting (OLLAMA_NUM_PARALLEL, 1 unless set) is not told by its API.
         """
         self.warm(Tokens((), ""))
-        texts = [f"{number} " + "one two three four five six seven " * 6 for number in range(PROBES + 1)]
-        self._generate(texts[-1], {"num_predict": 1})
+        found = 1
+        for busy in (1, 3, 7):
+            if not self._answers_beside(busy):
+                break
+            found = busy + 1
+        return found
 
-        def timed(text: str) -> float:
-            started = time.perf_counter()
-            self._generate(text, {"num_predict": 1})
-            return time.perf_counter() - started
-
-        def wave(turn: int) -> int:
-            with ThreadPoolExecutor(PROBES) as pool:
-                seconds = sorted(pool.map(timed, [f"{turn} {text}" for text in texts[:PROBES]]))
-            return sum(value <= seconds[0] * SAME_WAVE for value in seconds)
-
-        return max(wave(turn) for turn in range(2))  # the first of a wave may have run ahead alone
+    def _answers_beside(self, busy: int) -> bool:
+        with ThreadPoolExecutor(busy) as pool:
+            long = [
+                pool.submit(self._generate, f"{number} {COUNTING}", {"num_predict": LONG_ANSWER})
+                for number in range(busy)
+            ]
+            time.sleep(HEAD_START_S)  # so that they have their slots
+            self._generate("A short one:", {"num_predict": 1})
+            return not any(answer.done() for answer in long)
 
     def warm(self, prefix: Tokens) -> None:
         """Loads the model; each slot computes the prefix at its first record."""

@@ -105,7 +105,7 @@ def test_ollama_is_told_never_to_cut_or_shift(scripted: ScriptedEngine, connect_
 
 @pytest.mark.parametrize("parallel", [1, 2, 4])
 def test_ollama_slots_are_measured(parallel: int, scripted: ScriptedEngine, connect_by_text: Open) -> None:
-    scripted.parallel, scripted.delay_s = parallel, 0.1
+    scripted.parallel, scripted.delay_s = parallel, 0.05
 
     engine = connect_by_text(scripted, "ollama", slots=None)
 
