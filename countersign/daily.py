@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from deployments.services import (
     Service,
     ServiceError,
@@ -17,11 +19,13 @@ from labeling.database import rounds
 from labeling.database.opening import project_database
 from labeling.paths import ProjectFolder
 from labeling.project_file import load_project
+from labeling.service_records import service
 from schemas.project import Project
 from schemas.review import RoundState
 
 WAITING_STATES = ("PAUSED", "SCHEDULED", "PENDING", "RUNNING")
 REGISTER_TIMEOUT_S = 120.0
+RESUME_TRIES = 20
 
 
 def bring_up(projects: list[Path], *, port: int, local_user: bool) -> tuple[list[Service], dict[str, Any]]:
@@ -43,10 +47,10 @@ def bring_up(projects: list[Path], *, port: int, local_user: bool) -> tuple[list
             wait_for_deployment(f"review/{project.name}")
             ensure_gate(project, folder)
     except BaseException:
-        for service in reversed(services):
-            service.stop()
+        for started in reversed(services):
+            started.stop()
         raise
-    urls = [service.url for service in services[1:-1]]
+    urls = [started.url for started in services[1:-1]]
     return services, {"prefect_url": services[0].url, "review_url": urls[0], "review_urls": urls}
 
 
@@ -96,3 +100,46 @@ def ensure_gate(project: Project, folder: ProjectFolder) -> str | None:
             parameters={"project": str(folder.root), "round_number": number, "rehearsal": rehearsal},
         )
     return str(run.id)
+
+
+def resume(run_id: Any, form: dict[str, str]) -> None:
+    """The server answers 503 while it is busy; the form is sent again until it is taken."""
+    from prefect.exceptions import PrefectHTTPStatusError
+    from prefect.flow_runs import resume_flow_run
+
+    for attempt in range(RESUME_TRIES):
+        try:
+            resume_flow_run(run_id, run_input=form)
+            return
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code != 503 or attempt == RESUME_TRIES - 1:
+                raise
+            time.sleep(1.0)
+
+
+def wake_gate(project: Project, *, by: str, note: str) -> bool:
+    """Resumes the review run that waits at a gate which was approved elsewhere; whether there was one.
+
+    The decision stands without it: a server that is down, or one that does not answer, changes nothing.
+    """
+    noted = service("prefect")
+    if noted is None:
+        return False
+    os.environ.update(prefect_environment(noted["url"]))
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
+    from prefect.exceptions import PrefectException
+
+    form = {"verdict": "approve", "signed_by": by, "note": note}
+    try:
+        with get_client(sync_client=True) as client:
+            deployment = client.read_deployment_by_name(f"review/{project.name}")
+            runs = client.read_flow_runs(
+                deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])),
+                flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["PAUSED"]}}}),
+            )
+        for run in runs:
+            resume(run.id, form)
+    except (PrefectException, httpx.HTTPError, RuntimeError):
+        return False
+    return bool(runs)

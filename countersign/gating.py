@@ -1,7 +1,4 @@
-"""The gate from the command line: the same decision as the Prefect form.
-
-A review run that waits in Prefect is not woken by it; it finds the decision in the database when it is resumed.
-"""
+"""The gate from the command line: the same decision as the Prefect form."""
 
 from pathlib import Path
 from typing import Any

@@ -158,6 +158,11 @@ def gate(
         from countersign.gating import decide
 
         answer, waiting = decide(project, verdict, by=by, note=note, overlap=overlap)
+        if answer["phase"] == "review" and answer["verdict"] == "approve":
+            from countersign.daily import wake_gate
+            from labeling.project_file import load_project
+
+            answer["resumed"] = wake_gate(load_project(project)[0], by=by, note=note)
         missing = "".join(f"\n  - {line}" for line in answer["missing"])
         text = f"Round {answer['round']}: {answer['verdict']}" + (f", missing:{missing}" if missing else "")
         emit(answer, as_json=json, text=text)

@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 import yaml
 
-from countersign.daily import wait_for_deployment
+from countersign.daily import resume, wait_for_deployment
 from countersign.driving import prefect_running, run_phase
 from countersign.output import say
 from deployments.services import Service, start_review_app, start_runner
@@ -36,7 +36,6 @@ from schemas.project import Project
 from schemas.review import Role
 from schemas.values import Value, canonical_json
 
-RESUME_TRIES = 20
 FLOW_TIMEOUT_S = 600.0
 
 
@@ -227,7 +226,7 @@ class _Cast:
         decisions = work_together(people, seed=self.plan.seed + number)
         say(f"  {decisions} decisions through the review app; signing the gate")
         form = {"verdict": "approve", "signed_by": "sim-lead", "note": f"Rehearsal of round {number}"}
-        _resume(run.id, form)
+        resume(run.id, form)
         _await_state(run.id, "COMPLETED")
 
     def _answer(
@@ -340,21 +339,6 @@ def _await_state(run_id: Any, wanted: str) -> None:
                     next_step="Read the logs of the flow run in the Prefect UI.",
                 )
             time.sleep(0.3)
-
-
-def _resume(run_id: Any, form: dict[str, str]) -> None:
-    """The server answers 503 while it is busy; the form is sent again until it is taken."""
-    from prefect.exceptions import PrefectHTTPStatusError
-    from prefect.flow_runs import resume_flow_run
-
-    for attempt in range(RESUME_TRIES):
-        try:
-            resume_flow_run(run_id, run_input=form)
-            return
-        except PrefectHTTPStatusError as error:
-            if error.response.status_code != 503 or attempt == RESUME_TRIES - 1:
-                raise
-            time.sleep(1.0)
 
 
 def rehearsal_text(answer: dict[str, Any]) -> str:

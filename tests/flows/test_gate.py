@@ -101,9 +101,19 @@ def await_state(run: Any, wanted: str, *, after: Any = None) -> Any:
 
 
 def sign(run: Any, **form: str) -> None:
-    from countersign.rehearsing import _resume
+    from countersign.daily import resume
 
-    _resume(run, form)
+    resume(run, form)
+
+
+def test_the_gate_command_wakes_the_run_that_waits(at_gate: tuple[Any, Path, Any]) -> None:
+    installation, root, run = at_gate
+    label_everything(root)
+
+    _, answer = installation.command("gate", root, "approve", "--by", "lena", "--note", "from a terminal")
+
+    assert answer["verdict"] == "approve" and answer["resumed"] is True
+    await_state(run, "COMPLETED")
 
 
 def test_the_form_of_the_gate_passes_a_finished_round_only(at_gate: tuple[Any, Path, Any]) -> None:
