@@ -89,7 +89,8 @@ def local_llama_server(weights: Path, *, slots: int, context: int) -> Iterator[s
     """A llama-server of the caller's own; yields its address."""
     port = free_port()
     command: list[str | Path] = [paths.engines() / "bin" / "llama-server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--model", weights, "--ctx-size", str(context * slots)]
+    command += ["--port", str(port), "--model", weights, "--alias", weights.name]
+    command += ["--ctx-size", str(context * slots)]
     command += ["--parallel", str(slots), "--offline", "--no-webui"]
     with _running(command, f"http://127.0.0.1:{port}/health"):
         yield f"http://127.0.0.1:{port}"

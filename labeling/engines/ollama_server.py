@@ -25,6 +25,9 @@ TOP = 20
 SAMPLING = f"one token; raw log-probabilities of the top {TOP}"
 SHOW_BYTES = 64_000_000  # a vocabulary of 150,000 tokens with its merges
 CONTROL = 3  # token type of control tokens in GGUF
+# Ollama tells no probabilities where the token it draws ends the answer. They do not depend on the draw, so another
+# draw (of the cached prompt) tells the same ones.
+DRAWS = ((0.0, 0), (1.0, 1), (1.0, 2), (2.0, 3), (2.0, 4))
 COUNTING = "one two three four five six seven eight nine ten one two three four five six"
 LONG_ANSWER = 64
 HEAD_START_S = 0.1
@@ -164,8 +167,27 @@ class OllamaServer:
 
     def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
         started = time.perf_counter()
-        reply = self._generate(prompt.text, {"num_predict": 1, "temperature": 0.0}, top=TOP)
         where = f"{self._http.url}/api/generate"
+        for temperature, seed in DRAWS:
+            reply = self._generate(
+                prompt.text, {"num_predict": 1, "temperature": temperature, "seed": seed}, top=TOP
+            )
+            pairs = self._most_likely(reply, where)
+            if pairs or reply.get("done_reason") != "stop":
+                break
+        else:
+            raise EngineError(
+                where,
+                found="the model ends its answer before it begins",
+                expected="a token with log-probabilities",
+                next_step="The record is set aside; another prompt may help (`countersign compare`).",
+            )
+        log_probs, mass = label_log_probs(pairs, codes, where=where)
+        sent = int(reply["prompt_eval_count"])
+        return LabelScores(log_probs, mass, sent, 0, time.perf_counter() - started)
+
+    @staticmethod
+    def _most_likely(reply: dict[str, Any], where: str) -> list[tuple[str, float]]:
         positions = reply.get("logprobs")
         first = positions[0] if isinstance(positions, list) and positions else None
         entries = first.get("top_logprobs") if isinstance(first, dict) else None
@@ -180,16 +202,7 @@ class OllamaServer:
                     next_step="The record is set aside.",
                 )
             pairs.append((entry["token"], number))
-        if not pairs and reply.get("done_reason") == "stop":
-            raise EngineError(
-                where,
-                found="the model ends its answer before it begins",
-                expected="a token with log-probabilities",
-                next_step="The record is set aside; another prompt may help (`countersign compare`).",
-            )
-        log_probs, mass = label_log_probs(pairs, codes, where=where)
-        sent = int(reply["prompt_eval_count"])
-        return LabelScores(log_probs, mass, sent, 0, time.perf_counter() - started)
+        return pairs
 
     def _generate(self, text: str, options: dict[str, Any], *, top: int = 0) -> dict[str, Any]:
         where = f"{self._http.url}/api/generate"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +102,25 @@ def test_ollama_is_told_never_to_cut_or_shift(scripted: ScriptedEngine, connect_
 
     assert seen and all(body["truncate"] is False and body["shift"] is False for body in seen)
     assert all(body["raw"] is True and body["options"]["num_ctx"] == 512 for body in seen)  # type: ignore[index]
+
+
+def test_ollama_draws_again_where_the_answer_ends_before_it_begins(
+    scripted: ScriptedEngine, connect_by_text: Open
+) -> None:
+    answer = scripted.generate
+
+    def ends_at_first(body: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        reply, status = answer(body)
+        if body["options"]["temperature"] == 0.0:
+            reply = {**reply, "done_reason": "stop", "logprobs": []}
+        return reply, status
+
+    engine = connect_by_text(scripted, "ollama")
+    scripted.generate = ends_at_first  # type: ignore[method-assign]
+
+    (row,) = batch(engine, "alpha").scored
+
+    assert row.log_probs == pytest.approx(tuple(scripted.label_log_probs("alpha"))) and row.attempts == 1
 
 
 @pytest.mark.parametrize("parallel", [1, 2, 4])
