@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deployments.engine_servers import local_llama_server, local_ollama
+from labeling.calibration import is_reported
 from labeling.engines.embedded import EmbeddedEngine, all_cores
 from labeling.engines.http import EngineConnection
 from labeling.engines.llama_server import LlamaServer
@@ -52,16 +53,21 @@ def against(here: Floats, there: Floats, own: float) -> dict[str, Any]:
     """How two engines differ on the same records."""
     both = np.isfinite(here).all(axis=1) & np.isfinite(there).all(axis=1)
     here, there = here[both], there[both]
-    per_record = np.abs(here - there).max(axis=1)
+    whole = is_reported(there).all(
+        axis=1
+    )  # where a label was not told, the rest share its part of the probability
+    per_record = np.abs(here - there).max(axis=1)[whole]
     ordered = np.sort(here, axis=1)
     margin = ordered[:, -1] - ordered[:, -2]
     agree = here.argmax(axis=1) == there.argmax(axis=1)
-    clear = margin > 2 * per_record.max()
+    largest = float(per_record.max()) if whole.any() else float("nan")
+    clear = margin > 2 * largest
     beyond = margin > own
     return {
         "scored_by_both": int(both.sum()),
-        "largest_difference": round(float(per_record.max()), 4),
-        "median_difference": round(float(np.median(per_record)), 4),
+        "every_label_told": int(whole.sum()),
+        "largest_difference": round(largest, 4) if whole.any() else "undefined",
+        "median_difference": round(float(np.median(per_record)), 4) if whole.any() else "undefined",
         "labels_agree": round(float(agree.mean()), 4),
         "margin_beyond_twice_the_largest_difference": {
             "n": int(clear.sum()),
