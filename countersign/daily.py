@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,20 @@ def wait_for_deployment(name: str) -> Any:
                 time.sleep(0.3)
 
 
+def _runs_of(client: Any, deployment: Any, states: Sequence[str]) -> list[Any]:
+    """Flow runs of a deployment in one of some state types."""
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
+
+    runs: list[Any] = client.read_flow_runs(
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])),
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": list(states)}}}),
+    )
+    return runs
+
+
 def ensure_gate(project: Project, folder: ProjectFolder) -> str | None:
     """A review run at the gate of the open round; None when no round is open. Never a second one."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
 
     with project_database(project, folder) as db:
         number = next(
@@ -89,10 +100,7 @@ def ensure_gate(project: Project, folder: ProjectFolder) -> str | None:
         return None
     deployment = wait_for_deployment(f"review/{project.name}")
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(
-            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])),
-            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": WAITING_STATES}}}),
-        )
+        runs = _runs_of(client, deployment, WAITING_STATES)
         if runs:
             return str(runs[0].id)
         run = client.create_flow_run_from_deployment(
@@ -109,7 +117,8 @@ def resume(run_id: Any, form: dict[str, str]) -> None:
 
     for attempt in range(RESUME_TRIES):
         try:
-            resume_flow_run(run_id, run_input=form)
+            # In plain calls, also where the caller's thread has an event loop.
+            resume_flow_run(run_id, run_input=form, _sync=True)
             return
         except PrefectHTTPStatusError as error:
             if error.response.status_code != 503 or attempt == RESUME_TRIES - 1:
@@ -127,17 +136,13 @@ def wake_gate(project: Project, *, by: str, note: str) -> bool:
         return False
     os.environ.update(prefect_environment(noted["url"]))
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
     from prefect.exceptions import PrefectException
 
     form = {"verdict": "approve", "signed_by": by, "note": note}
     try:
         with get_client(sync_client=True) as client:
             deployment = client.read_deployment_by_name(f"review/{project.name}")
-            runs = client.read_flow_runs(
-                deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])),
-                flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["PAUSED"]}}}),
-            )
+            runs = _runs_of(client, deployment, ("PAUSED",))
         for run in runs:
             resume(run.id, form)
     except (PrefectException, httpx.HTTPError, RuntimeError):

@@ -220,7 +220,7 @@ class _Cast:
         parameters = {"project": str(self.folder.root), "round_number": number, "rehearsal": True}
         wait_for_deployment(f"review/{self.project.name}")
         run = run_deployment(
-            f"review/{self.project.name}", parameters=parameters, timeout=0, as_subflow=False
+            f"review/{self.project.name}", parameters=parameters, timeout=0, as_subflow=False, _sync=True
         )
         _await_state(run.id, "PAUSED")
         decisions = work_together(people, seed=self.plan.seed + number)

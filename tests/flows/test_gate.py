@@ -1,9 +1,11 @@
 """The gate: a fact in the database, signalled through a Prefect run that waits without a process."""
 
+import asyncio
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +103,14 @@ def await_state(run: Any, wanted: str, *, after: Any = None) -> Any:
 
 
 def sign(run: Any, **form: str) -> None:
+    """Sends the form from a thread with an event loop, where Prefect would hand back a coroutine."""
     from countersign.daily import resume
 
-    resume(run, form)
+    async def send() -> None:
+        resume(run, form)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, send()).result()
 
 
 def test_the_gate_command_wakes_the_run_that_waits(at_gate: tuple[Any, Path, Any]) -> None:
