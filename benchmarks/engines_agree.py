@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from deployments.engine_servers import local_llama_server, local_ollama
 from labeling.calibration import is_reported
-from labeling.engines.embedded import EmbeddedEngine, all_cores
+from labeling.engines.embedded import EmbeddedEngine
 from labeling.engines.http import EngineConnection
 from labeling.engines.llama_server import LlamaServer
 from labeling.engines.model_files import model_file
@@ -88,7 +88,7 @@ def main() -> None:
     with (configs() / "demo" / "clinic_messages.csv").open(encoding="utf-8", newline="") as file:
         texts = [row["text"] for row in csv.DictReader(file)][:count]
     weights = model_file("smollm2-135m-instruct")
-    engine: Engine = EmbeddedEngine(weights, context=CONTEXT, slots=SLOTS, threads=all_cores())
+    engine: Engine = EmbeddedEngine(weights, context=CONTEXT, slots=SLOTS, threads=None)
     here, again = scores(engine, texts), scores(engine, texts[::-1])[::-1]
     engine.close()
     own = float(np.abs(here - again).max())

@@ -17,8 +17,9 @@ TEXTS = [
 
 def measure(spin: str) -> float:
     """Records/s of this process with the given number of turns ("" = libgomp's own choice)."""
-    os.environ["GOMP_SPINCOUNT" if spin else "COUNTERSIGN_NOTHING"] = spin
-    if not spin:
+    if spin:
+        os.environ["GOMP_SPINCOUNT"] = spin
+    else:
         os.environ["OMP_WAIT_POLICY"] = "undefined"  # keeps the product from setting its own
     from concurrent.futures import ThreadPoolExecutor
 

@@ -20,7 +20,7 @@ import polars as pl
 from benchmarks.rehearsals import PROJECTS
 from deployments.engine_servers import LocalOllama, local_llama_server, local_ollama
 from labeling.calibration import fit_batch_calibration
-from labeling.engines.embedded import EmbeddedEngine, all_cores
+from labeling.engines.embedded import EmbeddedEngine
 from labeling.engines.http import EngineConnection
 from labeling.engines.llama_server import LlamaServer
 from labeling.engines.model_files import model_file
@@ -139,7 +139,7 @@ def main() -> None:
             lambda: LlamaServer(EngineConnection(url, timeout_s=300), digest="unknown"), project, rows
         )
     answer["one token in the process"] = by_score(
-        lambda: EmbeddedEngine(weights, context=CONTEXT, slots=SLOTS, threads=all_cores()), project, rows
+        lambda: EmbeddedEngine(weights, context=CONTEXT, slots=SLOTS, threads=None), project, rows
     )
     usual = answer["usual script on Ollama"]["records_per_s"]
     answer["times_the_usual_script"] = {

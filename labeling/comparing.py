@@ -1,5 +1,6 @@
 """Candidate models and prompts side by side on the reviewed sample, with a recommendation that says why."""
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from labeling.calibration import fit_batch_calibration, log_loss
+from labeling.calibration import log_loss
 from labeling.database.opening import project_database
 from labeling.engines.opening import connect_engine
 from labeling.engines.protocol import Engine
@@ -154,16 +155,10 @@ def _failed(points: Sequence[Point]) -> list[str]:
 def _row(
     tried: Tried, gold: Sequence[str], labels: Sequence[str], strength: float
 ) -> tuple[dict[str, Any], npt.NDArray[np.bool_]]:
-    right = np.zeros(len(gold), dtype=np.bool_)
-    loss = None
-    if tried.usable.any():
-        rows = np.flatnonzero(tried.usable)
-        calibration = fit_batch_calibration(tried.scores[rows], labels=labels, default_strength=strength)
-        logs = calibration.apply(tried.scores[rows])
-        known = [gold[int(row)] for row in rows]
-        chosen = [labels[int(index)] for index in logs.argmax(axis=1)]
-        right[rows] = [one == other for one, other in zip(chosen, known, strict=True)]
-        loss = log_loss(np.exp(logs), known, labels=labels).value
+    right = tried.predicted(labels, strength) == np.array([labels.index(label) for label in gold])
+    rows = np.flatnonzero(tried.usable)
+    shares = np.exp(tried.calibrated(labels, strength)[rows])
+    loss = log_loss(shares, [gold[int(row)] for row in rows], labels=labels).value
     return {
         "prompt": tried.prompt.template.name,
         "batch_calibration": strength,
@@ -187,7 +182,7 @@ def _pace(engine: Engine, tried: Tried, sample: Sequence[str], texts: Mapping[st
 def _resident_mb() -> int | None:
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
-            return round(int(file.read().split()[1]) * 4096 / 1e6)
+            return round(int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
     except OSError:  # not Linux
         return None
 

@@ -17,8 +17,8 @@ from labeling.intervals import mcnemar_exact, paired_gain, wilson
 from labeling.paths import ProjectFolder
 from labeling.prompts import Exemplar, Prompt, PromptTemplate, bind
 from labeling.record_store import Vectors, rows_of
-from labeling.score_store import ScoreStore, register, score_missing
-from labeling.setup import bound_prompts, load_plan
+from labeling.score_store import ScoreStore, register
+from labeling.setup import bound_prompts, load_plan, try_prompts
 from labeling.storage import read_json, write_bytes, write_json
 from labeling.students import fit_stack
 from labeling.suggesting import Suggester, load_suggestions
@@ -182,29 +182,13 @@ def _right(
     rows: Sequence[int],
     on_record: Callable[[], None] | None,
 ) -> npt.NDArray[np.bool_]:
-    store = register(project, folder, engine, prompt)
-    engine.warm(engine.tokenize(prompt.prefix))
-    records = ((known.ids[index], known.texts[index]) for index in rows)
-    for _ in score_missing(
-        engine,
-        prompt,
-        store,
-        records,
-        project=project,
-        folder=folder,
-        known=store.known(),
-        on_record=on_record,
-    ):
-        pass
-    scores, _ = store.matrix([known.ids[index] for index in rows])
+    ids = [known.ids[index] for index in rows]
+    texts = {known.ids[index]: known.texts[index] for index in rows}
+    (tried,) = try_prompts(project, folder, engine, [prompt], ids, texts, on_record=on_record)
     labels = project.label_schema.names
-    usable = np.isfinite(scores).all(axis=1) if scores.shape[1] == len(labels) else np.zeros(len(rows), bool)
-    right = np.zeros(len(rows), dtype=np.bool_)
-    if usable.any():
-        # Both prompts are judged after batch calibration, which needs no labels and removes what a prompt itself says.
-        predicted = fit_batch_calibration(scores[usable], labels=labels).apply(scores[usable]).argmax(axis=1)
-        gold = np.array([labels.index(known.labels[index]) for index in rows])
-        right[usable] = predicted == gold[usable]
+    gold = np.array([labels.index(known.labels[index]) for index in rows])
+    # Both prompts are judged after batch calibration, which needs no labels and removes what a prompt itself says.
+    right: npt.NDArray[np.bool_] = tried.predicted(labels, 1.0) == gold
     return right
 
 

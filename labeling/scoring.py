@@ -144,7 +144,8 @@ def _asked(
     if engine.counts:
         pieces, fit = fit_record(engine, prompt, text, over_long=over_long)
         replies = [engine.score(piece, prompt.codes, slot=slot) for piece in pieces]
-        return replies, [max(1, len(piece.text) - len(prompt.around(""))) for piece in pieces], fit
+        frame = len(prompt.prefix) + len(prompt.cue)
+        return replies, [max(1, len(piece.text) - frame) for piece in pieces], fit
     return _asked_until_it_fits(engine, prompt, text, over_long=over_long, slot=slot)
 
 

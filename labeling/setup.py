@@ -89,6 +89,19 @@ class Tried:
     mass: npt.NDArray[np.float64]
     usable: npt.NDArray[np.bool_]
 
+    def calibrated(self, labels: Sequence[str], strength: float) -> npt.NDArray[np.float64]:
+        """(n, K) log-probabilities after batch calibration; rows of NaN where not usable."""
+        logs = np.full((len(self.usable), len(labels)), np.nan)
+        if self.usable.any():
+            scores = self.scores[self.usable]
+            calibration = fit_batch_calibration(scores, labels=labels, default_strength=strength)
+            logs[self.usable] = calibration.apply(scores)
+        return logs
+
+    def predicted(self, labels: Sequence[str], strength: float) -> npt.NDArray[np.int64]:
+        """(n,) number of the most likely label, -1 where not usable."""
+        return np.where(self.usable, self.calibrated(labels, strength).argmax(axis=1), -1)
+
 
 def try_prompts(
     project: Project,
@@ -150,12 +163,7 @@ def measure_prompts(
     for tried in try_prompts(project, folder, engine, prompts, sample, texts, on_record=on_record):
         store, usable = tried.store, tried.usable
         for strength in STRENGTHS:
-            predicted = np.full(len(sample), -1)
-            if usable.any():
-                calibration = fit_batch_calibration(
-                    tried.scores[usable], labels=labels, default_strength=strength
-                )
-                predicted[usable] = calibration.apply(tried.scores[usable]).argmax(axis=1)
+            predicted = tried.predicted(labels, strength)
             predictions.append(predicted)
             candidates.append(
                 {

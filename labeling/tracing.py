@@ -188,9 +188,11 @@ def verify(project: Project, folder: ProjectFolder, db: Database, *, release: st
 def _missing_tables(project: Project, folder: ProjectFolder, db: Database) -> list[str]:
     """Whole tables that are gone although the database has rounds made of them."""
     task = project.label_schema.task
-    closed = [n for n in rounds.round_numbers(db) if rounds.state_of(db, n) is RoundState.CLOSED]
-    wanted = [records_table(project, folder)] if rounds.round_numbers(db) else []
-    for number in closed:
+    numbers = rounds.round_numbers(db)
+    wanted = [records_table(project, folder)] if numbers else []
+    for number in numbers:
+        if rounds.state_of(db, number) is not RoundState.CLOSED:
+            continue
         here = folder.round(number)
         wanted += [
             Table(here.suggestions, tables.suggestions(task)),

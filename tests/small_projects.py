@@ -16,6 +16,19 @@ from schemas.project import Project
 
 ProjectFactory = Callable[..., tuple[Project, ProjectFolder]]
 
+# What a release folder holds, by the command line's contract.
+RELEASE_FILES = {
+    "data/train.parquet",
+    "data/validation.parquet",
+    "data/test.parquet",
+    "provenance.parquet",
+    "manifest.json",
+    "validation.json",
+    "README.md",
+    "croissant.json",
+    "report.html",
+}
+
 
 def need(condition: object, reason: str) -> None:
     """Skips where something is not there, but fails in CI: there it has to be."""

@@ -28,7 +28,7 @@ def all_cores() -> int:
 
 
 def _start(
-    model: Path, *, context: int, slots: int, threads: int, embedding: bool
+    model: Path, *, context: int, slots: int, threads: int | None, embedding: bool
 ) -> tuple[object, EngineConnection, str]:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_TURNS)  # read once, when the library is loaded
@@ -38,8 +38,7 @@ def _start(
     settings.model.path = str(model)
     settings.n_ctx = context * slots
     settings.n_parallel = slots
-    settings.cpuparams.n_threads = threads
-    settings.cpuparams_batch.n_threads = threads
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads or all_cores()
     settings.hostnames = ["127.0.0.1"]
     settings.port = _free_port()
     key = secrets.token_urlsafe(24)
@@ -78,7 +77,7 @@ class EmbeddedEngine(LlamaServer):
 
     def __init__(self, model: Path, *, context: int, slots: int, threads: int | None) -> None:
         self._server, connection, version = _start(
-            model, context=context, slots=slots, threads=threads or all_cores(), embedding=False
+            model, context=context, slots=slots, threads=threads, embedding=False
         )
         super().__init__(connection, digest=digest_of(model), engine=f"xllamacpp {version}")
 
@@ -91,9 +90,7 @@ class EmbeddedEmbedder(LlamaServerEmbedder):
     """An embedding model in this process."""
 
     def __init__(self, model: Path, *, name: str, threads: int | None) -> None:
-        self._server, connection, _ = _start(
-            model, context=512, slots=1, threads=threads or all_cores(), embedding=True
-        )
+        self._server, connection, _ = _start(model, context=512, slots=1, threads=threads, embedding=True)
         super().__init__(connection, model_id=f"{name}-{digest_of(model)[:12]}")
 
     def close(self) -> None:

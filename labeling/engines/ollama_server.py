@@ -17,9 +17,15 @@ import ollama
 
 from labeling.engines.http import EngineConnection, finite
 from labeling.engines.protocol import FirstToken, Identity, LabelCode, LabelScores, Tokens
-from labeling.engines.top_tokens import COMMON_MARKS, label_log_probs
+from labeling.engines.top_tokens import (
+    COMMON_MARKS,
+    checked_count,
+    label_log_probs,
+    told_pairs,
+    too_long,
+)
 from labeling.engines.vocabulary import Vocabulary
-from schemas.errors import EngineError, EngineUnavailable, ModelFileError, PromptTooLong
+from schemas.errors import EngineError, EngineUnavailable, ModelFileError
 
 TOP = 20
 SAMPLING = f"one token; raw log-probabilities of the top {TOP}"
@@ -69,7 +75,6 @@ class OllamaServer:
         self._vocabulary, self.control_marks, trained = self._read_model()
         # Ollama gives a model no more than it was trained with, whatever is asked.
         self.context = min(context, trained or context)
-        self.identity()
         self.slots = slots or 1
         self.parallel: int | None = None
         if slots is None:
@@ -80,17 +85,17 @@ class OllamaServer:
     def _refuse_cloud(self) -> None:
         try:
             status = self._http.call("GET", "/api/status")
-        except EngineUnavailable:
-            raise
-        except EngineError:
-            return  # before 0.15 there was no such route; the model's own entry is checked below
+        except EngineError as error:
+            if not error.found.startswith("HTTP 404"):
+                raise
+            return  # an older Ollama without the route; the model's own entry is checked below
         cloud = status.get("cloud") if isinstance(status, dict) else None
         if not isinstance(cloud, dict) or cloud.get("disabled") is not True:
             raise EngineError(
                 f"{self._http.url}/api/status",
                 found="Ollama's cloud features are on",
                 expected="them off: nothing may leave the building",
-                next_step="Start it with OLLAMA_NO_CLOUD=1 (deployments/ has a unit that does).",
+                next_step="Start it with OLLAMA_NO_CLOUD=1.",
             )
 
     def _entry(self) -> dict[str, Any]:
@@ -191,18 +196,12 @@ class OllamaServer:
         positions = reply.get("logprobs")
         first = positions[0] if isinstance(positions, list) and positions else None
         entries = first.get("top_logprobs") if isinstance(first, dict) else None
-        pairs: list[tuple[str, float]] = []
-        for entry in entries if isinstance(entries, list) else []:
-            number = finite(entry.get("logprob")) if isinstance(entry, dict) else None
-            if number is None or not isinstance(entry.get("token"), str):
-                raise EngineError(
-                    where,
-                    found=f"entry {str(entry)[:100]}",
-                    expected="a token and a finite number",
-                    next_step="The record is set aside.",
-                )
-            pairs.append((entry["token"], number))
-        return pairs
+        told = entries if isinstance(entries, list) else []
+        pairs = [
+            (entry.get("token"), entry.get("logprob")) if isinstance(entry, dict) else (None, entry)
+            for entry in told
+        ]
+        return told_pairs(pairs, where=where)
 
     def _generate(self, text: str, options: dict[str, Any], *, top: int = 0) -> dict[str, Any]:
         where = f"{self._http.url}/api/generate"
@@ -221,7 +220,7 @@ class OllamaServer:
             reply = self._http.call("POST", "/api/generate", body)
         except EngineError as error:
             if "exceeds the context length" in error.found or "input length" in error.found:
-                raise self._too_long("a prompt that does not fit") from error
+                raise too_long(where, "a prompt that does not fit", self.context) from error
             raise
         if not isinstance(reply, dict):
             raise EngineError(
@@ -234,26 +233,9 @@ class OllamaServer:
                 expected="an answer of this machine",
                 next_step="Stop this Ollama: it forwards texts to another machine.",
             )
-        counted = finite(reply.get("prompt_eval_count"))
-        if counted is None:
-            raise EngineError(
-                where,
-                found="no prompt_eval_count",
-                expected="how many tokens were read",
-                next_step="The record is set aside.",
-            )
-        # A prompt that is cut in spite of `truncate: false` is cut to the whole context.
-        if counted > self.context - 2:
-            raise self._too_long(f"{counted:g} tokens read, which fills the context")
+        counted = reply.get("prompt_eval_count")
+        checked_count(counted, name="prompt_eval_count", context=self.context, where=where)
         return reply
-
-    def _too_long(self, found: str) -> PromptTooLong:
-        return PromptTooLong(
-            f"{self._http.url}/api/generate",
-            found=found,
-            expected=f"at most {self.context - 2} tokens (engine.context)",
-            next_step="Choose prompts.over_long: head_tail or windows, or a larger engine.context.",
-        )
 
     def _measure_slots(self) -> int:
         """How many requests Ollama computes at once (1, 2, 4 or 8, at least): while so many long answers are written,

@@ -10,8 +10,14 @@ from typing import Any
 
 from labeling.engines.http import EngineConnection, finite
 from labeling.engines.protocol import FirstToken, Identity, LabelCode, LabelScores, Tokens
-from labeling.engines.top_tokens import COMMON_MARKS, label_log_probs
-from schemas.errors import EngineError, PromptTooLong
+from labeling.engines.top_tokens import (
+    COMMON_MARKS,
+    checked_count,
+    label_log_probs,
+    told_pairs,
+    too_long,
+)
+from schemas.errors import EngineError
 from schemas.values import content_hash
 
 TOP = 20
@@ -89,29 +95,13 @@ class OpenAIServer:
             reply = self._http.call("POST", "/v1/completions", body)
         except EngineError as error:
             if "context" in error.found and ("exceed" in error.found or "maximum" in error.found):
-                raise self._too_long("a prompt that does not fit") from error
+                raise too_long(where, "a prompt that does not fit", self.context) from error
             raise
         usage = reply.get("usage") if isinstance(reply, dict) else None
-        counted = finite(usage.get("prompt_tokens")) if isinstance(usage, dict) else None
-        if counted is None:
-            raise EngineError(
-                where,
-                found="no usage.prompt_tokens",
-                expected="how many tokens were read",
-                next_step="The record is set aside.",
-            )
-        if counted > self.context - 2:
-            raise self._too_long(f"{counted:g} tokens read, which fills the context")
+        counted = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+        checked_count(counted, name="usage.prompt_tokens", context=self.context, where=where)
         answer: dict[str, Any] = reply
         return answer
-
-    def _too_long(self, found: str) -> PromptTooLong:
-        return PromptTooLong(
-            f"{self._http.url}/v1/completions",
-            found=found,
-            expected=f"at most {self.context - 2} tokens (engine.context)",
-            next_step="Choose prompts.over_long: head_tail or windows, or a larger engine.context.",
-        )
 
     def prefill(self, prompt: Tokens, *, slot: int) -> tuple[int, int]:
         return int(self._complete(prompt.text, {"max_tokens": 1})["usage"]["prompt_tokens"]), 0
@@ -139,15 +129,4 @@ def _first_position(reply: dict[str, Any], where: str) -> list[tuple[str, float]
         pairs = list(legacy[0].items())
     else:
         return []
-    top: list[tuple[str, float]] = []
-    for token, value in pairs:
-        number = finite(value)
-        if not isinstance(token, str) or number is None:
-            raise EngineError(
-                where,
-                found=f"token {str(token)[:50]!r} with {str(value)[:50]!r}",
-                expected="a text and a finite number",
-                next_step="The record is set aside.",
-            )
-        top.append((token, number))
-    return top
+    return told_pairs(pairs, where=where)

@@ -3,7 +3,7 @@
 import logging
 import os
 
-from labeling.engines.embedded import EmbeddedEmbedder, EmbeddedEngine, all_cores
+from labeling.engines.embedded import EmbeddedEmbedder, EmbeddedEngine
 from labeling.engines.fleet import Fleet
 from labeling.engines.http import EngineConnection, check_address
 from labeling.engines.llama_server import LlamaServer, LlamaServerEmbedder
@@ -88,7 +88,7 @@ def connect_engine(project: Project, *, fetch: bool = False) -> Engine:
             model_file(settings.model, fetch=fetch),
             context=settings.context,
             slots=settings.slots or DEFAULT_EMBEDDED_SLOTS,
-            threads=settings.threads or all_cores(),
+            threads=settings.threads,
         )
     else:
         addresses = _addresses(project, settings.endpoints, "engine.endpoints")
@@ -114,7 +114,7 @@ def connect_embedder(project: Project, *, fetch: bool = False) -> Embedder | Non
     if settings.kind == "embedded":
         file = model_file(settings.model, fetch=fetch)
         return EmbeddedEmbedder(
-            file, name=settings.model.rsplit("/", 1)[-1].removesuffix(".gguf"), threads=all_cores()
+            file, name=settings.model.rsplit("/", 1)[-1].removesuffix(".gguf"), threads=None
         )
     if settings.kind == "llama-server":
         address = _addresses(project, settings.endpoints, "embedding.endpoints")[0]

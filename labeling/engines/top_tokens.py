@@ -1,10 +1,11 @@
-"""Label scores from the most likely tokens, for engines that tell a few of them and by their text only."""
+"""What engines share that tell a few tokens and by their text only: label scores, and checks of what they sent."""
 
 from collections.abc import Iterable, Sequence
 from math import exp, fsum, log
 
+from labeling.engines.http import finite
 from labeling.engines.protocol import UNREPORTED, LabelCode
-from schemas.errors import EngineError
+from schemas.errors import EngineError, PromptTooLong
 
 ROUNDING = 1e-3
 # What common models read as commands, for servers that do not tell their vocabulary.
@@ -57,6 +58,43 @@ def label_log_probs(
         )
     log_probs = tuple(log(fsum(share)) if share else UNREPORTED for share in shares)
     return log_probs, min(1.0, fsum(value for share in shares for value in share))
+
+
+def told_pairs(pairs: Iterable[tuple[object, object]], *, where: str) -> list[tuple[str, float]]:
+    """Tokens and log-probabilities as a server sent them, checked to be texts and finite numbers."""
+    top: list[tuple[str, float]] = []
+    for token, value in pairs:
+        number = finite(value)
+        if not isinstance(token, str) or number is None:
+            found = f"token {str(token)[:50]!r} with {str(value)[:50]!r}"
+            raise _unusable(where, found, "a text and a finite number")
+        top.append((token, number))
+    return top
+
+
+def checked_count(counted: object, *, name: str, context: int, where: str) -> int:
+    """The server's own count of a prompt's tokens.
+
+    Raises:
+        EngineError: there is none.
+        PromptTooLong: it fills the context: a prompt that is cut is cut to that.
+    """
+    number = finite(counted)
+    if number is None:
+        raise _unusable(where, f"no {name}", "how many tokens were read")
+    if number > context - 2:
+        raise too_long(where, f"{number:g} tokens read, which fills the context", context)
+    return int(number)
+
+
+def too_long(where: str, found: str, context: int) -> PromptTooLong:
+    """The error of a prompt that does not fit."""
+    return PromptTooLong(
+        where,
+        found=found,
+        expected=f"at most {context - 2} tokens (engine.context)",
+        next_step="Choose prompts.over_long: head_tail or windows, or a larger engine.context.",
+    )
 
 
 def _owner(text: str, codes: Sequence[LabelCode]) -> int | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from small_projects import RELEASE_FILES
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +70,7 @@ def test_release_holds_what_the_contract_lists_and_says_it_is_a_rehearsal(
 
     files = {str(path.relative_to(release)) for path in release.rglob("*") if path.is_file()}
 
-    assert files == {
-        "data/train.parquet",
-        "data/validation.parquet",
-        "data/test.parquet",
-        "provenance.parquet",
-        "manifest.json",
-        "validation.json",
-        "README.md",
-        "croissant.json",
-        "report.html",
-    }
+    assert files == RELEASE_FILES
     manifest = json.loads((release / "manifest.json").read_text())
     assert manifest["rehearsal"] is True
     assert manifest["counts"]["auto_accepted"] == 0

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import yaml
 from rounds_of_work import Loop
-from small_projects import SmallDisk
+from small_projects import RELEASE_FILES, SmallDisk
 
 from labeling import release as release_module
 from labeling.database import chain
@@ -21,18 +21,6 @@ from labeling.release import export_release, load_manifest
 from labeling.reviewing import settled_values
 from labeling.storage import read_json, sha256_of
 from schemas.errors import ReleaseBlocked, StorageError
-
-FILES = {
-    "data/train.parquet",
-    "data/validation.parquet",
-    "data/test.parquet",
-    "provenance.parquet",
-    "manifest.json",
-    "validation.json",
-    "README.md",
-    "croissant.json",
-    "report.html",
-}
 
 
 def files_in(folder: Path) -> set[str]:
@@ -64,7 +52,7 @@ def no_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_folder_holds_exactly_the_files_of_the_contract(worked: Loop) -> None:
-    assert files_in(worked.folder.release(1)) == FILES
+    assert files_in(worked.folder.release(1)) == RELEASE_FILES
     assert [path.name for path in worked.folder.releases.iterdir() if path.name.startswith(".")] == []
 
 
@@ -72,7 +60,7 @@ def test_the_manifest_lists_every_other_file_with_its_hash_size_and_rows(worked:
     release = worked.folder.release(2)
     manifest = load_manifest(release)
 
-    assert {entry["path"] for entry in manifest["files"]} == FILES - {"manifest.json"}
+    assert {entry["path"] for entry in manifest["files"]} == RELEASE_FILES - {"manifest.json"}
     for entry in manifest["files"]:
         file = release / entry["path"]
         assert (entry["sha256"], entry["bytes"]) == (sha256_of(file), file.stat().st_size)
@@ -146,7 +134,7 @@ def test_the_croissant_file_names_every_table_with_its_hash(worked: Loop) -> Non
 
     assert described["conformsTo"] == "http://mlcommons.org/croissant/1.0"
     assert {entry["contentUrl"]: entry["sha256"] for entry in described["distribution"]} == {
-        name: sha256_of(release / name) for name in FILES if name.endswith(".parquet")
+        name: sha256_of(release / name) for name in RELEASE_FILES if name.endswith(".parquet")
     }
     assert [entry["name"] for entry in described["recordSet"]] == ["train", "validation", "test"]
 
@@ -226,7 +214,7 @@ def test_an_errored_critical_check_blocks_and_a_failed_uncritical_one_does_not(
         assert caught.value.found == "some meaning: errored, 2 records, for example r1, r2 (why)"
         assert not loop.folder.release(1).exists()
     else:
-        assert files_in(loop.export(1)) == FILES
+        assert files_in(loop.export(1)) == RELEASE_FILES
 
 
 def test_a_full_disk_leaves_no_release_and_the_same_command_makes_it_later(
@@ -246,7 +234,7 @@ def test_a_full_disk_leaves_no_release_and_the_same_command_makes_it_later(
     assert caught.value.found == "a full disk"
     assert list(loop.folder.releases.iterdir()) == []
     small_disk.free()
-    assert files_in(loop.export(1)) == FILES
+    assert files_in(loop.export(1)) == RELEASE_FILES
     loop.close()
 
 

@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from rounds_of_work import Loop
+from small_projects import RELEASE_FILES
 
 from labeling.database import chain
 from labeling.storage import MANIFEST, Table
@@ -135,19 +136,6 @@ def test_a_table_that_lost_something_is_found(change: str, copy_of_worked: Loop)
     assert str(folder) in problem
 
 
-RELEASE_FILES = [
-    "data/train.parquet",
-    "data/validation.parquet",
-    "data/test.parquet",
-    "provenance.parquet",
-    "validation.json",
-    "README.md",
-    "croissant.json",
-    "report.html",
-    "manifest.json",
-]
-
-
 @pytest.mark.parametrize("name", ["records", "rounds/01/gold", "rounds/01/annotations", "releases/v1"])
 def test_a_whole_folder_that_is_gone_is_found(name: str, copy_of_worked: Loop) -> None:
     gone = copy_of_worked.folder.root / name
@@ -156,7 +144,7 @@ def test_a_whole_folder_that_is_gone_is_found(name: str, copy_of_worked: Loop) -
     assert any(problem.startswith(f"{gone}: gone;") for problem in problems(copy_of_worked))
 
 
-@pytest.mark.parametrize("name", RELEASE_FILES)
+@pytest.mark.parametrize("name", sorted(RELEASE_FILES))
 def test_a_changed_byte_in_any_file_of_a_release_is_found(name: str, copy_of_worked: Loop) -> None:
     file = copy_of_worked.folder.release(1) / name
     flip(file)
