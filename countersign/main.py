@@ -275,16 +275,17 @@ def compare(
 ) -> None:
     """Candidate models with every prompt on the reviewed sample, and which one to take."""
     with told(json):
-        from labeling.comparing import compare as compare_models
-        from labeling.comparing import comparison_table, reviewed_sample
         from labeling.project_file import load_project
 
-        loaded, folder = load_project(project)
-        names = [name.strip() for name in models.split(",") if name.strip()] or [loaded.engine.model]
-        truth = reviewed_sample(loaded, folder)
-        answer = compare_models(
-            loaded, folder, truth, names, on_model=lambda name: say(f"{name}: {len(truth)} records ...")
-        )
+        load_project(project)  # a bad file is told before a server is started
+        from countersign.driving import prefect_running
+        from labeling.comparing import comparison_table
+
+        names = [name.strip() for name in models.split(",") if name.strip()]
+        with prefect_running():
+            from flows.compare import compare as compare_models
+
+            answer = compare_models(str(project.resolve()), names)
         emit(answer, as_json=json, text=comparison_table(answer))
 
 

@@ -9,6 +9,7 @@ from prefect import serve
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.schedules import Cron
 
+from flows.compare import compare
 from flows.export import export
 from flows.iterate import iterate
 from flows.pipeline import pipeline
@@ -26,6 +27,10 @@ FLOWS: dict[str, tuple[Any, str]] = {
     "review": (review, "Open a round for the annotators and wait for the lead's signature."),
     "qa": (qa, "Agreement, findings, adjudication and gold of a signed round."),
     "export": (export, "Check and write the release after a round."),
+    "compare": (
+        compare,
+        "Candidate models and prompts side by side on the reviewed sample; changes nothing.",
+    ),
     "iterate": (iterate, "Learn from the settled labels: plan of the next round. Run after a prompt change."),
 }
 

@@ -71,9 +71,9 @@ def test_the_demo_project_loads() -> None:
     assert project.label_schema.names == ("appointment", "refill", "results", "billing", "urgent", "records")
 
 
-def test_deployments_are_the_phases_and_the_pipeline() -> None:
+def test_deployments_are_the_phases_the_pipeline_and_the_comparison() -> None:
     from deployments.serve import FLOWS
     from labeling.status import PHASES
 
-    assert set(FLOWS) == {*PHASES, "pipeline"}
+    assert set(FLOWS) == {*PHASES, "pipeline", "compare"}
     assert all(description.endswith(".") for _, description in FLOWS.values())
