@@ -15,6 +15,7 @@ TITLES = {
     "rehearse_sms_spam": "Rehearsal: SMS spam, first 2,000 records (`python -m benchmarks.rehearsals sms_spam FILE`)",
     "bench": "Labels an hour on this hardware (`countersign bench`)",
     "engine_share": "Share of the engine's limit, Prefect's share (`python -m benchmarks.engine_share`)",
+    "engine_limits": "Each engine against its own limit (`python -m benchmarks.engine_limits`)",
     "overhead": "Pipeline overhead with an engine that costs nothing (`python -m benchmarks.overhead`)",
     "usual_script": "One-token labels against the usual script, AG News (`python -m benchmarks.usual_script FILE`)",
     "engines_agree": "The same records through all engines (`python -m benchmarks.engines_agree`)",

@@ -37,7 +37,15 @@ def run(name: str, arguments: list[str]) -> None:
         [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
     )
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(json.loads(done.stdout), indent=2) + "\n", "utf-8")
+    result = {**json.loads(done.stdout), "commit": commit()}
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+
+
+def commit() -> str:
+    """The code that is measured; "+" marks changes that are not committed."""
+    asked = ["git", "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
 
 
 def main() -> None:
@@ -45,6 +53,7 @@ def main() -> None:
     for name, arguments in COMMANDS.items():
         run(name, arguments)
     if built("ollama") and built("llama-server"):
+        run("engine_limits", ["-m", "benchmarks.engine_limits"])
         run("engines_agree", ["-m", "benchmarks.engines_agree"])
     data = os.environ.get("COUNTERSIGN_BENCHMARK_DATA")
     if data:

@@ -16,6 +16,7 @@ from labeling.engines.protocol import Engine
 from labeling.engines.self_test import Point, require, self_test
 from labeling.intervals import mcnemar_exact, wilson_for_best_of
 from labeling.paths import ProjectFolder
+from labeling.prompts import bind
 from labeling.record_store import texts_of
 from labeling.reviewing import sample_labels
 from labeling.scoring import score_batch
@@ -129,12 +130,16 @@ def _of_model(
         labels = project.label_schema.names
         gold = [str(truth[record_id]) for record_id in sample]
         rows: list[_Candidate] = []
-        for tried in try_prompts(project, folder, engine, prompts, sample, texts):
+        # The same prompts with the labels named in the other order: what changes is the order's doing.
+        turned = [bind(prompt.template, project, prompt.codes[::-1]) for prompt in prompts]
+        tries = list(try_prompts(project, folder, engine, [*prompts, *turned], sample, texts))
+        for tried, other in zip(tries[: len(prompts)], tries[len(prompts) :], strict=True):
             pace = _pace(engine, tried, sample, texts)
             for strength in STRENGTHS:
                 row, right = _row(tried, gold, labels, strength)
                 row = {"model": model, "quantization": engine.identity().quantization, **row}
                 row["records_per_hour"] = pace
+                row["changed_by_label_order"] = _changed(tried, other, labels, strength)
                 rows.append(_Candidate(row, right))
         memory = _resident_mb()
         grown = (
@@ -168,6 +173,14 @@ def _row(
         "label_mass": float(np.nanmean(tried.mass)) if tried.usable.any() else None,
         "unusable": int((~tried.usable).sum()),
     }, right
+
+
+def _changed(tried: Tried, turned: Tried, labels: Sequence[str], strength: float) -> float | None:
+    """Share of the records that both could use whose label depends on the order in which the labels are named."""
+    both = tried.usable & turned.usable
+    first = tried.predicted(labels, strength)
+    second = len(labels) - 1 - turned.predicted(labels[::-1], strength)
+    return float((first != second)[both].mean()) if both.any() else None
 
 
 def _pace(engine: Engine, tried: Tried, sample: Sequence[str], texts: Mapping[str, str]) -> int | None:
@@ -212,19 +225,20 @@ def comparison_table(answer: Mapping[str, Any]) -> str:
     """The rows as a Markdown table, and the recommendation."""
     head = (
         "| Model | Prompt | Calibration | Right | Accuracy (95 %) | p against best | Log-loss | Label mass | "
-        "Records/h | Memory |\n|---|---|---|---|---|---|---|---|---|---|\n"
+        "Changed by label order | Records/h | Memory |\n|---|---|---|---|---|---|---|---|---|---|---|\n"
     )
     lines = []
     for row in answer["models"]:
         if "error" in row:
-            lines.append(f"| {row['model']} | could not be tried: {row['error']} | | | | | | | | |")
+            lines.append(f"| {row['model']} | could not be tried: {row['error']} | | | | | | | | | |")
             continue
         accuracy = row["accuracy"]
         lines.append(
             f"| {row['model']} ({row['quantization']}) | {row['prompt']} | {row['batch_calibration']:g} "
             f"| {row['right']}/{row['n']} | {accuracy['value']:.0%} ({accuracy['low']:.0%} to {accuracy['high']:.0%}) "
             f"| {_number(row['p_against_best'], '.3f')} | {_number(row['log_loss'], '.3f')} "
-            f"| {_number(row['label_mass'], '.2f')} | {_number(row['records_per_hour'], ',')} "
+            f"| {_number(row['label_mass'], '.2f')} | {_number(row['changed_by_label_order'], '.0%')} "
+            f"| {_number(row['records_per_hour'], ',')} "
             f"| {_number(row['memory_mb'], ',')} MB |"
         )
     warnings = [

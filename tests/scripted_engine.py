@@ -95,6 +95,8 @@ class ScriptedEngine:
         self.delay_s = 0.0
         self.signal = 2.5
         self.hide_labels_in_raw = False
+        self.written = '{"label": "alpha", "sure": true}'  # what it answers under a schema
+        self.writes_whole = True
         self.hidden: dict[str, Any] = {}  # keys laid over every completion reply
         self.props_extra: dict[str, Any] = {}
         self.cloud: dict[str, Any] = {"disabled": True, "source": "env"}
@@ -201,6 +203,9 @@ class ScriptedEngine:
         }
         if not body.get("n_predict"):
             return reply
+        if "json_schema" in body:
+            stop = "eos" if self.writes_whole else "limit"
+            return {**reply, "content": self.written, "stop_type": stop, **self.hidden}
         record = record_of(self.text_of(ids))
         known = self.label_log_probs(record)
         if body.get("post_sampling_probs"):
@@ -268,6 +273,8 @@ class ScriptedEngine:
             return {"error": "the input length exceeds the context length"}, 400
         count, entries = told
         reply: dict[str, Any] = {"response": "", "done": True, "prompt_eval_count": count, "eval_count": 1}
+        if "format" in body:
+            reply |= {"response": self.written, "done_reason": "stop" if self.writes_whole else "length"}
         if body.get("logprobs"):
             top = [{"token": token, "logprob": value} for token, value in entries[: body["top_logprobs"]]]
             reply["logprobs"] = [{**top[0], "top_logprobs": top}]
@@ -281,6 +288,8 @@ class ScriptedEngine:
             }, 400
         count, entries = told
         choice: dict[str, Any] = {"text": "", "finish_reason": "length"}
+        if "response_format" in body:
+            choice = {"text": self.written, "finish_reason": "stop" if self.writes_whole else "length"}
         if body.get("logprobs"):
             choice["logprobs"] = {"top_logprobs": [dict(entries[: body["logprobs"]])]}
         return {"choices": [choice], "usage": {"prompt_tokens": count}, **self.hidden}, 200

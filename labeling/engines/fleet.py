@@ -3,9 +3,10 @@
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from labeling.engines.protocol import Engine, FirstToken, Identity, LabelCode, LabelScores, Tokens
+from labeling.engines.structured import Schema
 from schemas.errors import EngineError, EngineUnavailable
 
 FIRST_REST_S = 15.0
@@ -94,6 +95,15 @@ class Fleet:
     def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
         own, inner = self._lanes[slot % len(self._lanes)]
         return self._any(lambda member: member.score(prompt, codes, slot=inner % member.slots), own)
+
+    def generate(self, prompt: Tokens, schema: Schema, *, most_tokens: int, slot: int) -> Any:
+        own, inner = self._lanes[slot % len(self._lanes)]
+        return self._any(
+            lambda member: member.generate(
+                prompt, schema, most_tokens=most_tokens, slot=inner % member.slots
+            ),
+            own,
+        )
 
     def _order(self, own: int) -> list[int]:
         """The lane's own member, then the others; those at rest only when nobody else is left."""

@@ -87,7 +87,7 @@ class EngineConnection:
         if status != 200:
             raise self._error(route, f"HTTP {status}: {_excerpt(raw)}", "HTTP 200")
         try:
-            return json.loads(raw, object_pairs_hook=_unique, parse_constant=_no_constant)
+            return json.loads(raw, object_pairs_hook=unique_keys, parse_constant=no_constant)
         except (ValueError, RecursionError) as error:
             raise self._error(route, f"unreadable JSON ({error}): {_excerpt(raw)}", "strict JSON") from error
 
@@ -180,14 +180,16 @@ def _excerpt(raw: bytes) -> str:
     return raw[:300].decode("utf-8", "replace")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`: an object without a key twice."""
     value = dict(pairs)
     if len(value) != len(pairs):
         raise ValueError("a key twice")
     return value
 
 
-def _no_constant(name: str) -> Any:
+def no_constant(name: str) -> Any:
+    """For `json.loads`: refuses NaN and infinities."""
     raise ValueError(f"{name} is no number")
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from labeling.engines.http import EngineConnection, finite
 from labeling.engines.protocol import FirstToken, Identity, LabelCode, LabelScores, Tokens
+from labeling.engines.structured import Schema, checked_answer
 from schemas.errors import EngineError, PromptTooLong
 
 RAW_TOP = 64
@@ -224,6 +225,13 @@ class LlamaServer:
             expected=expected,
             next_step="The record is set aside.",
         )
+
+    def generate(self, prompt: Tokens, schema: Schema, *, most_tokens: int, slot: int) -> Any:
+        settings = {"n_predict": most_tokens, "temperature": 0.0, "json_schema": dict(schema)}
+        reply = self._completion(prompt, slot, settings)
+        where = f"{self._http.url}/completion"
+        whole = reply.get("stop_type") in ("eos", "word")
+        return checked_answer(reply.get("content"), schema, whole=whole, where=where)
 
     def prefill(self, prompt: Tokens, *, slot: int) -> tuple[int, int]:
         body = {"prompt": list(prompt.ids), "n_predict": 0, "cache_prompt": True, "id_slot": slot}

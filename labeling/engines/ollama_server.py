@@ -17,6 +17,7 @@ import ollama
 
 from labeling.engines.http import EngineConnection, finite
 from labeling.engines.protocol import FirstToken, Identity, LabelCode, LabelScores, Tokens
+from labeling.engines.structured import Schema, checked_answer
 from labeling.engines.top_tokens import (
     COMMON_MARKS,
     checked_count,
@@ -191,6 +192,13 @@ class OllamaServer:
         sent = int(reply["prompt_eval_count"])
         return LabelScores(log_probs, mass, sent, 0, time.perf_counter() - started)
 
+    def generate(self, prompt: Tokens, schema: Schema, *, most_tokens: int, slot: int) -> Any:
+        reply = self._generate(prompt.text, {"num_predict": most_tokens, "temperature": 0.0}, schema=schema)
+        whole = reply.get("done_reason") == "stop"
+        return checked_answer(
+            reply.get("response"), schema, whole=whole, where=f"{self._http.url}/api/generate"
+        )
+
     @staticmethod
     def _most_likely(reply: dict[str, Any], where: str) -> list[tuple[str, float]]:
         positions = reply.get("logprobs")
@@ -203,7 +211,9 @@ class OllamaServer:
         ]
         return told_pairs(pairs, where=where)
 
-    def _generate(self, text: str, options: dict[str, Any], *, top: int = 0) -> dict[str, Any]:
+    def _generate(
+        self, text: str, options: dict[str, Any], *, top: int = 0, schema: Schema | None = None
+    ) -> dict[str, Any]:
         where = f"{self._http.url}/api/generate"
         body = {
             "model": self._model,
@@ -215,6 +225,7 @@ class OllamaServer:
             "keep_alive": "1h",
             "options": {"num_ctx": self.context, "seed": 0, "stop": [], **options},
             **({"logprobs": True, "top_logprobs": top} if top else {}),
+            **({"format": dict(schema)} if schema is not None else {}),
         }
         try:
             reply = self._http.call("POST", "/api/generate", body)

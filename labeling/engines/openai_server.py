@@ -10,6 +10,7 @@ from typing import Any
 
 from labeling.engines.http import EngineConnection, finite
 from labeling.engines.protocol import FirstToken, Identity, LabelCode, LabelScores, Tokens
+from labeling.engines.structured import Schema, checked_answer
 from labeling.engines.top_tokens import (
     COMMON_MARKS,
     checked_count,
@@ -86,6 +87,19 @@ class OpenAIServer:
         cached = finite(details.get("cached_tokens")) if isinstance(details, dict) else None
         return LabelScores(
             log_probs, mass, int(usage["prompt_tokens"]), int(cached or 0), time.perf_counter() - started
+        )
+
+    def generate(self, prompt: Tokens, schema: Schema, *, most_tokens: int, slot: int) -> Any:
+        form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}
+        # llama-server reads its own key on this route, others OpenAI's.
+        wanted = {"response_format": form, "json_schema": dict(schema)}
+        reply = self._complete(prompt.text, {"max_tokens": most_tokens, "temperature": 0, **wanted})
+        choices = reply.get("choices")
+        first = choices[0] if isinstance(choices, list) and choices else None
+        choice = first if isinstance(first, dict) else {}
+        where = f"{self._http.url}/v1/completions"
+        return checked_answer(
+            choice.get("text"), schema, whole=choice.get("finish_reason") == "stop", where=where
         )
 
     def _complete(self, text: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Log-probabilities are natural logs of the model's own, unmasked distribution at the position after the prompt.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -102,6 +102,14 @@ class Engine(Protocol):
             EngineUnavailable: refused, timed out, broke off (asking again may help).
             EngineError: the reply cannot be used; the message says why.
             PromptTooLong: the engine cut the prompt or refused its length.
+        """
+
+    def generate(self, prompt: Tokens, schema: Mapping[str, Any], *, most_tokens: int, slot: int) -> Any:
+        """A whole answer under a JSON Schema, the likeliest one. The engine keeps the schema but does not show it to
+        the model: the prompt has to describe it.
+
+        Raises:
+            As `score`; EngineError also for an answer over `most_tokens` or not of the schema.
         """
 
     def prefill(self, prompt: Tokens, *, slot: int) -> tuple[int, int]:

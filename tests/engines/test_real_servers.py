@@ -21,7 +21,7 @@ from labeling.multinomial import log_softmax
 from labeling.prompts import Prompt, PromptTemplate, label_codes
 from labeling.score_store import register, score_missing
 from labeling.scoring import score_batch
-from schemas.errors import IdentityChanged
+from schemas.errors import EngineError, IdentityChanged
 from schemas.project import Label
 
 pytestmark = pytest.mark.engines
@@ -93,6 +93,24 @@ def test_labels_agree_with_the_engine_in_the_process_where_the_margin_is_real(
     clear = ordered[:, -1] - ordered[:, -2] > 2 * NEAR
     assert clear.any()
     assert (here.argmax(axis=1) == there.argmax(axis=1))[clear].all()
+
+
+@pytest.mark.parametrize("kind", ["ollama", "llama-server", "openai", "embedded"])
+def test_an_answer_under_a_schema_keeps_it(kind: str, engines: dict[str, Engine]) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"label": {"enum": ["Sports", "Business"]}, "sure": {"type": "boolean"}},
+        "required": ["label", "sure"],
+        "additionalProperties": False,
+    }
+    engine = engines[kind]
+    prompt = engine.tokenize(f"{TEXTS[0]}\nAnswer with JSON, label and sure:\n")
+
+    answer = engine.generate(prompt, schema, most_tokens=60, slot=0)
+
+    assert answer["label"] in ("Sports", "Business") and isinstance(answer["sure"], bool)
+    with pytest.raises(EngineError, match="cut"):
+        engine.generate(prompt, schema, most_tokens=3, slot=0)
 
 
 @pytest.mark.parametrize("kind", ["ollama", "llama-server", "openai"])

@@ -41,8 +41,37 @@ def test_every_prompt_and_strength_is_a_row_and_the_best_is_first(
     assert rows[0]["right"] == 60 and rows[0]["accuracy"]["low"] > 0.9
     assert {row["batch_calibration"] for row in rows} == {0.0, 1.0}
     assert all(row["records_per_hour"] > 0 and row["n"] == 60 for row in rows)
+    assert {row["changed_by_label_order"] for row in rows} == {
+        0.0
+    }  # the scripted model reads the record only
     assert answer["recommended"]["model"] == "scripted.gguf"
     assert "| scripted.gguf (Q4_0) |" in comparison_table(answer)
+
+
+def test_a_model_that_takes_what_is_named_first_is_found_out(
+    scripted: ScriptedEngine, project_folder: ProjectFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, folder, truth = project_with(scripted, project_folder)
+    asked = scripted.text_of
+
+    def first_named(record: str) -> list[float]:
+        prompt = last[0]
+        return [-0.2, -2.0] if prompt.index("alpha") < prompt.index("beta") else [-2.0, -0.2]
+
+    last = [""]
+
+    def remember(ids: Any) -> str:
+        last[0] = asked(ids)
+        return last[0]
+
+    monkeypatch.setattr(scripted, "text_of", remember)
+    monkeypatch.setattr(scripted, "label_log_probs", first_named)
+
+    answer = compare(project, folder, truth, ["scripted.gguf"])
+
+    raw = [row for row in answer["models"] if row["batch_calibration"] == 0.0]
+    assert {row["changed_by_label_order"] for row in raw} == {1.0}
+    assert "| 100% |" in comparison_table(answer)
 
 
 def test_a_model_that_is_not_there_is_a_row_of_its_own(

@@ -65,6 +65,55 @@ def batch(engine: Engine, *texts: str, over_long: str = "head_tail") -> BatchOut
     return score_batch(engine, prompt_for(engine), records, pause_s=0.001, over_long=over_long)
 
 
+# -- answers under a schema ------------------------------------------------------------------------------------------
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"label": {"enum": ["alpha", "beta"]}, "sure": {"type": "boolean"}},
+    "required": ["label", "sure"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(params=[*KINDS, "llama-server", "fleet"])
+def writer(request: pytest.FixtureRequest, scripted: ScriptedEngine, connect_by_text: Open) -> Engine:
+    if request.param in KINDS:
+        return connect_by_text(scripted, request.param)
+    server = LlamaServer(EngineConnection(scripted.url, timeout_s=5), digest="unknown")
+    return server if request.param == "llama-server" else Fleet([server])
+
+
+def test_an_answer_under_a_schema_is_its_value(writer: Engine) -> None:
+    prompt = writer.tokenize("Answer with label and sure.")
+
+    assert writer.generate(prompt, SCHEMA, most_tokens=20, slot=0) == {"label": "alpha", "sure": True}
+
+
+@pytest.mark.parametrize(
+    ("written", "whole", "found"),
+    [
+        ('{"label": "alpha", "su', False, "cut"),
+        ('{"label": "alpha", "su', True, "unreadable JSON"),
+        ('{"label": "alpha", "label": "beta", "sure": true}', True, "a key twice"),
+        ('{"label": "alpha", "sure": NaN}', True, "NaN"),
+        ('{"label": "gamma", "sure": true}', True, "'gamma' is not one of"),
+        ("[" * 100_000, True, "unreadable JSON"),
+    ],
+)
+def test_an_answer_that_breaks_the_schema_is_an_error(
+    written: str, whole: bool, found: str, scripted: ScriptedEngine, writer: Engine
+) -> None:
+    scripted.written, scripted.writes_whole = written, whole
+
+    with pytest.raises(EngineError, match=found):
+        writer.generate(writer.tokenize("Answer."), SCHEMA, most_tokens=20, slot=0)
+
+
+def test_a_prompt_too_long_for_its_answer_is_no_answer(writer: Engine) -> None:
+    with pytest.raises(EngineError):
+        writer.generate(writer.tokenize("word " * 3000), SCHEMA, most_tokens=20, slot=0)
+
+
 # -- the good case ---------------------------------------------------------------------------------------------------
 
 
