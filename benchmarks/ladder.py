@@ -186,9 +186,9 @@ class Ladder:
         """
         right, n = [], len(draws[0])
         for scores in draws:
-            usable = np.isfinite(scores).all(axis=1)
+            usable = Suggestions(scores).scored
             named = [self.labels[index] for index in scores[usable].argmax(axis=1)]
-            gold = [label for label, use in zip(self.gold[:n], usable.tolist(), strict=True) if use]
+            gold = [label for label, use in zip(self.gold[:n], usable, strict=True) if use]
             right.append(sum(one == other for one, other in zip(named, gold, strict=True)))
             self.suggested += len(named)
             self.valid += sum(label in self.labels for label in named)

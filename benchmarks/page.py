@@ -21,6 +21,8 @@ TITLES = {
     "engines_agree": "The same records through all engines (`python -m benchmarks.engines_agree`)",
     "endpoints": "Two endpoints against one, and one killed (`python -m benchmarks.endpoints`)",
     "spinning": "The embedded engine beside a busy neighbour (`python -m benchmarks.spinning`)",
+    "ladder": "What each step adds, three data sets "
+    "(`python -m benchmarks.ladder AG_NEWS_FILE SMS_FILE BANKING77_TRAIN BANKING77_TEST`)",
     "review_queue": "Review queue, decide and next (`python -m benchmarks.review_queue`)",
 }
 
@@ -58,6 +60,58 @@ def rehearsal(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def ladder(result: dict[str, Any]) -> list[str]:
+    """Accuracy of each step on each data set, with what an earlier prototype had there."""
+    sets = result["sets"]
+    steps = list(dict.fromkeys(step for entry in sets.values() for step in entry["rows"]))
+    lines = ["| step | " + " | ".join(sets) + " |", "|---" * (len(sets) + 1) + "|"]
+    for step in steps:
+        cells = [_rung(entry["rows"].get(step)) for entry in sets.values()]
+        lines.append(f"| {step} | " + " | ".join(cells) + " |")
+    drawn = len(result["seeds"])
+    lines += [
+        "",
+        "Share right with its Wilson 95 % interval and the number of evaluation records; in square brackets what the "
+        f"prototype before this project had on a sample of its own. Rows with a number of labels are means of {drawn} draws "
+        "of training records; the whole stack, which also needs the model's scores of those records, of "
+        + ", ".join(f"{len(_stack_draws(entry))} ({name})" for name, entry in sets.items())
+        + ".",
+        "",
+    ]
+    for name, entry in sets.items():
+        lines.append(
+            f"- {name}: {entry['labels']} labels as {entry['codes']}, `{entry['prompt']}`; the most common label is "
+            f"{entry['share_of_the_most_common_label']:.1%} of the sample; valid suggestions "
+            f"{entry['valid_suggestion_share']:.0%} of {entry['suggestions']}, set aside {entry['set_aside']}; "
+            f"exemplars from {entry['pool_records']} labelled records; {entry['wall_s']:.0f} s"
+        )
+    lines.append(
+        f"- {result['model']} on {result['engine']}, vectors {result['vectors']}, seeds {result['seeds']}"
+    )
+    return lines
+
+
+def _rung(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "not measured"
+    target = "" if row["methods.md"] is None else f" [{row['methods.md']:.0%}]"
+    return f"{row['accuracy']:.1%} ({row['low']:.0%} to {row['high']:.0%}, n = {row['n']}){target}"
+
+
+def _stack_draws(entry: dict[str, Any]) -> list[float]:
+    """Accuracies of the whole stack, one a draw."""
+    return next((row["draws"] for step, row in entry["rows"].items() if step.startswith("whole stack")), [])
+
+
+def body(name: str, result: dict[str, Any]) -> list[str]:
+    """A result as a table where there is one for it, otherwise as it was printed."""
+    if name.startswith("rehearse"):
+        return rehearsal(result)
+    if name == "ladder":
+        return ladder(result)
+    return ["```json", json.dumps(result, indent=2), "```"]
+
+
 def write_page(results: Path, page: Path) -> None:
     """Writes the page from whatever results there are."""
     lines = [HEAD]
@@ -66,12 +120,7 @@ def write_page(results: Path, page: Path) -> None:
         if not path.is_file():
             continue
         result = json.loads(path.read_text("utf-8"))
-        body = (
-            rehearsal(result)
-            if name.startswith("rehearse")
-            else ["```json", json.dumps(result, indent=2), "```"]
-        )
-        lines += [f"## {title}", "", *body, ""]
+        lines += [f"## {title}", "", *body(name, result), ""]
     page.write_text("\n".join(lines), "utf-8")
 
 

@@ -1,8 +1,8 @@
 """All benchmarks, one after the other: `make benchmarks`. Results go to docs/benchmarks/*.json and docs/benchmarks.md.
 
-Rehearsals need labelled data of your own: set COUNTERSIGN_BENCHMARK_DATA to a folder that holds ag_news/test.parquet
-and sms_spam/all.parquet (columns record_id, text, label); without it their last results stay as they are. What compares
-engines needs the real ones (`make engines`).
+Rehearsals and the ladder need labelled data of your own: set COUNTERSIGN_BENCHMARK_DATA to a folder that holds
+ag_news/test.parquet, sms_spam/all.parquet, banking77/train.parquet and banking77/test.parquet (columns record_id, text,
+label); without it their last results stay as they are. What compares engines needs the real ones (`make engines`).
 """
 
 import json
@@ -28,6 +28,7 @@ DATA = {
     "rehearse_ag_news": ("ag_news", "ag_news/test.parquet"),
     "rehearse_sms_spam": ("sms_spam", "sms_spam/all.parquet"),
 }
+LADDER = ("ag_news/test.parquet", "sms_spam/all.parquet", "banking77/train.parquet", "banking77/test.parquet")
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -59,6 +60,7 @@ def main() -> None:
     if data:
         for name, (dataset, file) in DATA.items():
             run(name, ["-m", "benchmarks.rehearsals", dataset, str(Path(data) / file)])
+        run("ladder", ["-m", "benchmarks.ladder", *(str(Path(data) / file) for file in LADDER)])
         if built("ollama") and built("llama-server"):
             run(
                 "usual_script",
