@@ -27,6 +27,7 @@ from labeling.project_file import load_project
 from labeling.quality import load_findings
 from labeling.record_store import records_table
 from labeling.rehearsal import SimulatedPerson, erring, work_together
+from labeling.score_store import calls_so_far
 from labeling.status import all_decided
 from labeling.storage import Table, read_json, write_bytes
 from labeling.task_types import task_type
@@ -112,6 +113,8 @@ class _Cast:
     def __init__(self, plan: Rehearsal, project: Project, folder: ProjectFolder, url: str) -> None:
         self.plan, self.project, self.folder, self.url = plan, project, folder, url
         self.scored, self.score_seconds = 0, 0.0
+        self.calls: list[int] = []  # of the language model, a round each
+        self.student_alone: list[int] = []
 
     def play(self) -> dict[str, Any]:
         say("Phase setup: reading the source, drawing the blind sample")
@@ -133,6 +136,8 @@ class _Cast:
             counts = self._phase("pre_annotate", number)
             self.scored += counts["scored"]
             self.score_seconds += counts["score_seconds"]
+            self.calls.append(calls_so_far(self.project, self.folder) - sum(self.calls))
+            self.student_alone.append(counts["student_alone"])
             say(f"Round {number}, phase review: people decide, a lead signs the gate in Prefect")
             self._review(number, people)
             say(f"Round {number}, phase qa")
@@ -261,8 +266,10 @@ class _Cast:
                     },
                     "human_labels": entry["human_labels"],
                     "auto_accepted": entry["auto_accepted"],
+                    "llm_calls": calls,
+                    "student_alone": alone,
                 }
-                for entry in rounds
+                for entry, calls, alone in zip(rounds, self.calls, self.student_alone, strict=True)
             ],
             "guarantee": {
                 "epsilon": None,
@@ -352,7 +359,8 @@ def rehearsal_text(answer: dict[str, Any]) -> str:
             else f"{accuracy['value']:.1%} ({accuracy['low']:.1%}-{accuracy['high']:.1%})"
         )
         lines.append(
-            f"round {entry['round']}: drafts right {shown}, {entry['human_labels']} decisions by people"
+            f"round {entry['round']}: drafts right {shown}, {entry['human_labels']} decisions by people, "
+            f"{entry['llm_calls']} calls of the model, {entry['student_alone']} records answered by the student alone"
         )
     error = answer["final_error"]
     accepted = answer["accepted_as_suggested_share"]

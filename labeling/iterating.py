@@ -10,19 +10,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from labeling.calibration import entropy, fit_batch_calibration, fit_correctness, margin
+from labeling.cascade import batch_of, fit_student_confidence, left_to_student, random_share
 from labeling.engines.protocol import Engine, LabelCode
 from labeling.intervals import mcnemar_exact, paired_gain, wilson
 from labeling.paths import ProjectFolder
 from labeling.prompts import Exemplar, Prompt, PromptTemplate, bind
-from labeling.record_store import Vectors, rows_of
+from labeling.record_store import Vectors, record_ids, rows_of
 from labeling.score_store import ScoreStore, register
 from labeling.setup import bound_prompts, load_plan, try_prompts
 from labeling.storage import read_json, write_bytes, write_json
-from labeling.students import fit_stack
+from labeling.students import StackFit, fit_stack
 from labeling.suggesting import Suggester, load_suggestions
-from schemas.plan import Plan
+from schemas.plan import Cascade, Plan
 from schemas.project import Project
 
 SHIP_AT_P = 0.05
@@ -78,7 +80,7 @@ def make_plan(
     candidates += tried
     sentences.append(_prompt_sentence(current, chosen, tried))
     store = register(project, folder, engine, chosen)
-    plan = _learned(project, store, vectors, known, number=number, template=chosen)
+    plan = _learned(project, folder, store, vectors, known, number=number, template=chosen)
     final = plan.model_copy(
         update={"candidates": tuple(candidates), "sentences": (*sentences, *plan.sentences)},
     )
@@ -206,6 +208,7 @@ def _prompt_sentence(current: Prompt, chosen: Prompt, tried: Sequence[Mapping[st
 
 def _learned(
     project: Project,
+    folder: ProjectFolder,
     store: ScoreStore,
     vectors: Vectors | None,
     known: Lesson,
@@ -227,9 +230,11 @@ def _learned(
     if scores.shape[1] != len(labels):
         scores = np.full((len(known.ids), len(labels)), np.nan)
     have: npt.NDArray[np.bool_] = np.asarray(np.isfinite(scores).all(axis=1), dtype=np.bool_)
-    every = np.array(store.rows(["log_probs"])["log_probs"].to_list(), dtype=np.float64).reshape(
-        -1, len(labels)
-    )
+    batch = batch_of(project, folder, store)
+    rows = store.rows(["record_id", "log_probs"])
+    if batch is not None:
+        rows = rows.filter(pl.col("record_id").is_in(list(batch)))
+    every = np.array(rows["log_probs"].to_list(), dtype=np.float64).reshape(-1, len(labels))
     strength, words = 1.0, []
     if len(every) and have.sum() >= 2:
         together = np.concatenate([scores[have], every])
@@ -244,7 +249,7 @@ def _learned(
                 "sentences": (*words, f"No student: {len(known.ids)} reviewed records (needs {STACK_FROM}).")
             }
         )
-    suggester = Suggester(project, base, store, None)
+    suggester = Suggester(project, base, store, None, batch=batch)
     llm = np.full(scores.shape, np.nan)
     if have.any():
         llm[have] = suggester.calibration.apply(scores[have])
@@ -275,13 +280,53 @@ def _learned(
     )
     if correctness.model is None:
         words.append(f"Confidence is not yet known: {correctness.undefined_because}.")
-    return base.model_copy(
+    plan = base.model_copy(
         update={
             "stack": {"model": fitted.stack.to_json(), "reference_ids": list(known.ids)},
             "correctness": None if correctness.model is None else correctness.model.to_json(),
             "sentences": tuple(words),
         }
     )
+    if project.iteration.cascade is None:
+        return plan
+    return _with_cascade(project, folder, store, vectors, plan, fitted, known, project.iteration.cascade)
+
+
+def _with_cascade(
+    project: Project,
+    folder: ProjectFolder,
+    store: ScoreStore,
+    vectors: Vectors,
+    plan: Plan,
+    fitted: StackFit,
+    known: Lesson,
+    threshold: float,
+) -> Plan:
+    """The plan with the records of the student's own, or with the reason why there are none."""
+    fit = fit_student_confidence(fitted, known.labels, labels=project.label_schema.names, seed=project.seed)
+    if fit.model is None:
+        sentence = f"No cascade: the student's confidence is not yet known: {fit.undefined_because}."
+        return plan.model_copy(update={"sentences": (*plan.sentences, sentence)})
+    ids = record_ids(project, folder)
+    cascade = Cascade(
+        threshold=threshold,
+        confidence=fit.model.to_json(),
+        records=len(ids),
+        alone=0,
+        to_ask=0,
+        at_random=len(random_share(project, ids)),
+    )
+    without_score = set(ids) - store.known()
+    alone = left_to_student(project, folder, plan.model_copy(update={"cascade": cascade}), vectors)
+    alone &= without_score
+    cascade = cascade.model_copy(
+        update={"alone": len(alone), "to_ask": len(without_score) - len(alone)},
+    )
+    sentence = (
+        f"Cascade: of {len(without_score)} records without a score of this prompt the student answers {len(alone)} "
+        f"alone (sure from {threshold:g} on), the language model is asked {cascade.to_ask}."
+    )
+    return plan.model_copy(update={"cascade": cascade, "sentences": (*plan.sentences, sentence)})
 
 
 def slice_accuracy(

@@ -46,6 +46,12 @@ class ProjectFolder:
         """Raw engine scores, kept under what decides them."""
         return self.root / "scores" / f"{identity_id}-{prompt_id}"
 
+    def scored_with(self) -> list[tuple[str, str]]:
+        """Identity and prompt of all scores there are."""
+        root = self.root / "scores"
+        names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+        return [(name.partition("-")[0], name.partition("-")[2]) for name in names]
+
     @property
     def sample(self) -> Path:
         """The setup sample: which records, drawn how."""

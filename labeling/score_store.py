@@ -85,6 +85,15 @@ class ScoreStore:
         )
 
 
+def calls_so_far(project: Project, folder: ProjectFolder) -> int:
+    """How often any model was asked for a record's scores in the project's life, repeated tries counted."""
+    total = 0
+    for identity_id, prompt_id in folder.scored_with():
+        store = ScoreStore(project, folder, identity_id=identity_id, prompt_id=prompt_id)
+        total += sum(sum(table.read(["attempts"])["attempts"]) for table in (store.scored, store.rejected))
+    return total
+
+
 def register(project: Project, folder: ProjectFolder, engine: Engine, prompt: Prompt) -> ScoreStore:
     """Writes down who the engine is and what the prompt says, and opens the scores of the two."""
     identity_id = write_content_addressed(folder.identities, engine.identity().as_dict())

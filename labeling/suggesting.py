@@ -1,6 +1,6 @@
 """From raw scores to the suggestions of a round: batch calibration, the stack, a confidence one can trust."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 
 from labeling.calibration import BatchCalibration, CorrectnessModel, Metric, entropy, margin, summed_scores
+from labeling.cascade import batch_of, student_confidence
 from labeling.neighbours import nearest, vote_shares
 from labeling.paths import ProjectFolder
 from labeling.record_store import Vectors, stream_records
@@ -42,19 +43,33 @@ class Proposal:
 class Suggester:
     """The suggestions a plan leads to; the same for the same scores, vectors and plan."""
 
-    def __init__(self, project: Project, plan: Plan, store: ScoreStore, vectors: Vectors | None) -> None:
+    def __init__(
+        self,
+        project: Project,
+        plan: Plan,
+        store: ScoreStore,
+        vectors: Vectors | None,
+        *,
+        batch: Collection[str] | None = None,
+    ) -> None:
+        """`batch`: the records whose scores make the mean of batch calibration; None for all that were scored."""
         self.labels = project.label_schema.names
         self.plan, self.store, self.vectors = plan, store, vectors
-        self.calibration = self._batch_calibration()
+        self.calibration = self._batch_calibration(batch)
         self.stack = None if plan.stack is None else Stack.from_json(plan.stack["model"])
         self.reference_ids: list[str] = [] if plan.stack is None else list(plan.stack["reference_ids"])
         self.correctness = None if plan.correctness is None else CorrectnessModel.from_json(plan.correctness)
+        self.student_correctness = (
+            None if plan.cascade is None else CorrectnessModel.from_json(plan.cascade.confidence)
+        )
 
-    def _batch_calibration(self) -> BatchCalibration:
-        """The batch is everything scored with this prompt; its mean is summed part by part."""
+    def _batch_calibration(self, batch: Collection[str] | None) -> BatchCalibration:
+        """The mean is summed part by part."""
         total, count = np.zeros(len(self.labels)), np.zeros(len(self.labels))
-        for _, frame in self.store.scored.stream(["log_probs"]):
-            rows = np.array(frame["log_probs"].to_list(), dtype=np.float64)
+        among = pl.lit(True) if batch is None else pl.col("record_id").is_in(list(batch))
+        for _, part in self.store.scored.stream(["record_id", "log_probs"]):
+            frame = part.filter(among)
+            rows = np.array(frame["log_probs"].to_list(), dtype=np.float64).reshape(-1, len(self.labels))
             summed, told = summed_scores(rows)
             total, count = total + summed, count + told
         mean = total / np.maximum(count, 1.0)
@@ -77,6 +92,7 @@ class Suggester:
         features: dict[str, Floats] = {}
         evidence: list[list[str]] = [[] for _ in record_ids]
         usable = scored.copy()
+        by_student = np.full(n, np.nan)
         if self.stack is not None and self.vectors is not None:
             vectors = self.vectors.of(record_ids)
             probabilities = self.stack.predict_proba(vectors, llm)
@@ -92,6 +108,8 @@ class Suggester:
                 for row in np.asarray(neighbours.indices)
             ]
             usable = np.ones(n, dtype=np.bool_)
+            if self.student_correctness is not None and n:
+                by_student = student_confidence(self.stack, self.student_correctness, vectors)
         known = np.where(usable[:, None], probabilities, 1.0 / width)
         features["margin"] = margin(known)
         features["entropy"] = entropy(known)
@@ -101,6 +119,7 @@ class Suggester:
         if self.correctness is not None and n:
             suggested = [self.labels[index] for index in known.argmax(axis=1)]
             confidence = self.correctness.predict_proba(features, suggested)
+            confidence = np.where(scored | np.isnan(by_student), confidence, by_student)
         confidence[~usable] = np.nan
         probabilities[~usable] = np.nan
         return Proposal(probabilities, raw, mass, confidence, usable, features, evidence)
@@ -124,7 +143,7 @@ def write_suggestions(
     layout = tables.suggestions(task)
     suggestions = Table(folder.round(number).suggestions, layout)
     rejected = Table(folder.round(number).rejected, tables.rejected(task))
-    suggester = Suggester(project, plan, store, vectors)
+    suggester = Suggester(project, plan, store, vectors, batch=batch_of(project, folder, store))
     trained = set() if plan.stack is None else set(plan.stack["reference_ids"])
     done = {meta.get("records_part") for meta in suggestions.metas()}
     set_aside = store.rejected.read()
@@ -141,7 +160,13 @@ def write_suggestions(
             progress(counted)
     if not rejected.exists:
         rejected.append(set_aside.unique("record_id", keep="first", maintain_order=True).to_arrow())
-    return {"suggested": suggestions.rows(), "rejected": rejected.rows(), "records": counted}
+    by_student = suggestions.read(["record_id", "by"]).filter(pl.col("by") == "student")
+    return {
+        "suggested": suggestions.rows(),
+        "rejected": rejected.rows(),
+        "records": counted,
+        "student_alone": by_student.join(rejected.read(["record_id"]), on="record_id", how="anti").height,
+    }
 
 
 def _nothing_is_missing(frame: pl.DataFrame, rows: pa.Table, set_aside: pl.DataFrame, number: int) -> None:

@@ -196,6 +196,18 @@ class Review(_Section):
     lease_s: int = Field(default=900, ge=30, description="Seconds a record stays reserved for one annotator.")
 
 
+class Iteration(_Section):
+    """What the rounds after the first do differently."""
+
+    cascade: float | None = Field(
+        default=None,
+        gt=0.5,
+        lt=1.0,
+        description="Records whose label the student gives with at least this probability are not sent to the language "
+        "model; none = off. Rehearse both before you turn it on.",
+    )
+
+
 class Quality(_Section):
     """Bounds that quality assurance and the release are held against."""
 
@@ -251,6 +263,7 @@ class Project(_Section):
     prompts: Prompting = Prompting()
     setup: Setup = Setup()
     review: Review = Review()
+    iteration: Iteration = Iteration()
     quality: Quality = Quality()
     limits: Limits = Limits()
     schedules: Schedules = Schedules()

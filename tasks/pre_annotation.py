@@ -5,6 +5,7 @@ from typing import Any
 
 from prefect import get_run_logger, task
 
+from labeling.cascade import left_to_student
 from labeling.engines.sharing import shared_engine
 from labeling.iterating import prompt_of_plan
 from labeling.project_file import load_project
@@ -22,7 +23,8 @@ SECONDS_A_TASK = 240.0
 
 @task(name="score records", **RETRY)
 def score_for_a_while(project_path: str, round_number: int) -> dict[str, Any]:
-    """Scores what has no score yet, shard by shard, for about four minutes; `left` says how many remain.
+    """Scores what has no score yet and is not left to the student, shard by shard, for about four minutes; `left` says
+    how many remain.
 
     A task that handles minutes of work keeps the number of task runs low: Prefect spends 25 ms of server time on each.
     """
@@ -40,7 +42,8 @@ def score_for_a_while(project_path: str, round_number: int) -> dict[str, Any]:
                 expected=f"{plan.identity_id}, on which the plan of round {round_number} was made",
                 next_step="Run setup (or iterate) again so that the plan is made with the engine at hand.",
             )
-        known = store.known()
+        vectors = Vectors.load(project, folder) if plan.cascade is not None else None
+        known = store.known() | left_to_student(project, folder, plan, vectors)
         total = len(record_ids(project, folder))
         asked = total - len(known)
         progress = Progress("pre-annotation", total, done=len(known), key=f"{project.name}-pre-annotation")

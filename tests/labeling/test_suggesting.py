@@ -84,7 +84,7 @@ def test_suggesting_again_changes_nothing(copy_of_worked: Loop) -> None:
     counts = write_suggestions(loop.project, loop.folder, load_plan(loop.folder, 1), loop.vectors)
 
     assert (table.content_hash(), len(table.parts())) == before
-    assert counts == {"suggested": 130, "rejected": 0, "records": 130}
+    assert counts == {"suggested": 130, "rejected": 0, "records": 130, "student_alone": 0}
 
 
 def test_an_interrupted_phase_goes_on_and_gives_the_same_table(
