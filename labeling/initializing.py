@@ -168,6 +168,8 @@ review:
   round_records: 100      # records a round, least sure first
   blind_slice: 60         # random records labelled blind that no loop ever sees
   overlap_share: 0.2      # share that several annotators label; 0 if one person labels alone
+iteration:
+  cascade: null           # e.g. 0.9: from round 2 on only records the student is less sure of go to the language model
 quality:
   splits: [0.8, 0.1, 0.1] # train, validation, test
 seed: 20260101

@@ -18,8 +18,8 @@ from labeling.task_types import task_type
 from schemas.review import Action, DecisionIn, Role, RoundState
 
 
-def label_everything(root: Path) -> None:
-    """Two people decide all that is open, straight through the queue."""
+def label_everything(root: Path, says: Callable[[str], str] | None = None) -> None:
+    """Two people decide all that is open, straight through the queue; `says` gives the label of a text."""
     project, folder = load_project(root)
     kind = task_type(project)
     with project_database(project, folder) as db:
@@ -32,7 +32,11 @@ def label_everything(root: Path) -> None:
                 if held is None:
                     continue
                 busy = True
-                value = next(label for label in kind.labels if label in held.text)
+                value = (
+                    next(label for label in kind.labels if label in held.text)
+                    if says is None
+                    else says(held.text)
+                )
                 same = held.suggestion is not None and held.suggestion["value"] == value
                 queue.decide(
                     db,

@@ -1,6 +1,8 @@
 """SIGKILL of the flow process: what was committed is never asked again, nothing is missing, the table is the same."""
 
+import json
 import random
+import secrets
 import signal
 import time
 from collections.abc import Callable
@@ -9,11 +11,19 @@ from typing import Any
 
 import pytest
 
+from labeling.cascade import left_to_student
+from labeling.database import queue
+from labeling.database.opening import project_database
 from labeling.project_file import load_project
+from labeling.record_store import Vectors, record_ids, texts_of
 from labeling.score_store import ScoreStore
 from labeling.setup import load_plan
 from labeling.storage import Table
+from labeling.task_types import task_type
 from schemas import tables
+from schemas.review import Role
+
+from .test_gate import label_everything, person
 
 FLOW = "import sys; from flows.pre_annotate import pre_annotate; pre_annotate(sys.argv[1], 1)"
 SHARD = 16
@@ -38,9 +48,9 @@ def suggestions_hash(root: Path) -> str:
     return table.content_hash(leave_out=["duration_s"])
 
 
-def committed(root: Path) -> set[str]:
+def committed(root: Path, number: int = 1) -> set[str]:
     project, folder = load_project(root)
-    plan = load_plan(folder, 1)
+    plan = load_plan(folder, number)
     return ScoreStore(project, folder, identity_id=plan.identity_id, prompt_id=plan.prompt_id).known()
 
 
@@ -102,6 +112,80 @@ def test_scoring_that_takes_several_tasks_ends(installation: Any, lettered: Call
     assert code == 0
     assert len(committed(root)) == 60
     assert engine.asked_most() == 1
+
+
+def test_a_killed_cascade_asks_the_same_records_and_no_others(
+    installation: Any, lettered: Callable[..., Any]
+) -> None:
+    root, engine = with_a_better_prompt(installation, lettered, 320)
+    project, folder = load_project(root)
+    plan = load_plan(folder, 2)
+    assert plan.cascade is not None and plan.cascade.alone > 0
+    left = left_to_student(project, folder, plan, Vectors.load(project, folder))
+    texts = texts_of(project, folder, record_ids(project, folder))
+    engine.asked.clear()
+    engine.delay_s = 0.01
+    process = installation.start(FLOW.replace(", 1)", ", 2)"), root)
+    deadline = time.monotonic() + 120
+    while sum(engine.asked.values()) < 3 * SHARD and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    engine.delay_s = 0.0
+
+    installation.command("run", root, "--until", "pre_annotate")
+
+    assert not any(texts[record_id] in engine.asked for record_id in left - committed(root, 2))
+    assert len(committed(root, 2)) == 320 - plan.cascade.alone
+    assert Table(
+        folder.round(2).suggestions, tables.suggestions(project.label_schema.task)
+    ).rows() == 320 - len((plan.stack or {})["reference_ids"])
+
+
+def with_a_better_prompt(installation: Any, lettered: Callable[..., Any], count: int) -> tuple[Path, Any]:
+    """A project at pre_annotate of round 2, with a cascade and a prompt that replaced the first one."""
+    root, engine = lettered(
+        count,
+        prompts={"files": ["mine.jinja"], "exemplars": 0},
+        setup={"sample": 40, "threshold": 0.1},
+        review={"round_records": 40, "blind_slice": 20, "overlap_share": 0.0},
+        limits={"shard_records": SHARD},
+        iteration={"cascade": 0.6},
+    )
+    text = (root / "project.yaml").read_text()
+    name = f"cascade-{secrets.token_hex(4)}"
+    text = text.replace("  id: id\n", "  id: id\n  gold: label\n").replace("name: small", f"name: {name}")
+    (root / "project.yaml").write_text(text)
+    # The engine looks for the record after "Text: "; the first prompt hides it, the second shows it.
+    (root / "mine.jinja").write_text("{{ text }}\nText: nothing\nLabel:")
+    installation.command("run", root, check=None)
+    project, folder = load_project(root)
+    with project_database(project, folder) as db:
+        person(db, Role.MANAGER, "lena")
+    if not folder.round(1).queue.is_file():
+        installation.command("gate", root, "approve", "--by", "lena")
+        installation.command("run", root, check=3)
+    truth = {row["text"]: row["label"] for row in map(json.loads, (root / "records.jsonl").open())}
+    label_everything(root, truth.__getitem__)
+    installation.command("gate", root, "approve", "--by", "lena")
+    (root / "mine.jinja").write_text("Labels: alpha, beta.\nText: {{ text }}\nLabel:")
+    installation.command("run", root, "--until", "qa", check=None)
+    texts = texts_of(project, folder, record_ids(project, folder))
+    with project_database(project, folder) as db:
+        judge = person(db, Role.REVIEWER, "rex").id
+        for dispute in queue.disputes(db, judge, 1):
+            queue.adjudicate(
+                db,
+                judge,
+                1,
+                dispute.record_id,
+                value=truth[texts[dispute.record_id]],
+                expected_version=dispute.version,
+                idempotency_key=secrets.token_hex(12),
+                check_value=task_type(project).check,
+            )
+    installation.command("run", root, "--until", "iterate")
+    return root, engine
 
 
 @pytest.mark.campaign

@@ -50,6 +50,9 @@ def test_rehearse_fills_every_key_of_the_contract(outcome: tuple[Any, dict[str, 
         assert entry["accuracy"]["n"] == 20
         assert entry["accuracy"]["low"] <= entry["accuracy"]["value"] <= entry["accuracy"]["high"]
         assert entry["auto_accepted"] == 0
+        assert entry["student_alone"] == 0
+    assert answer["rounds"][0]["llm_calls"] == 120
+    assert 0 <= answer["rounds"][1]["llm_calls"] < 120  # the prompt stays: nothing but a candidate is tried
     assert answer["valid_suggestion_share"] == 1.0
     assert answer["effort_saved_share"] == 0.0
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from small_projects import write_project
 
+from labeling.cascade import left_to_student
 from labeling.database import accounts, queue, rounds
 from labeling.database.accounts import Account
 from labeling.database.connection import Database
@@ -236,6 +237,7 @@ class Loop:
         prompt = prompt_of_plan(read_json(self.folder.prompts_used / f"{plan.prompt_id}.json"))
         store = register(self.project, self.folder, self.engine, prompt)
         scored = 0
+        left = left_to_student(self.project, self.folder, plan, self.vectors)
         for part, frame in stream_records(self.project, self.folder, ["text"]):
             shards = score_missing(
                 self.engine,
@@ -244,7 +246,7 @@ class Loop:
                 frame.select("record_id", "text").iter_rows(),
                 project=self.project,
                 folder=self.folder,
-                known=store.known(),
+                known=store.known() | left,
                 origin=part.path,
             )
             scored += sum(len(outcome.scored) for outcome in shards)
