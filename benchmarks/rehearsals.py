@@ -51,8 +51,10 @@ PROJECTS: dict[str, dict[str, Any]] = {
 }
 
 
-def rehearse(name: str, source: Path, *, records: int, error: float, folder: Path) -> dict[str, Any]:
-    """Rehearses the first records of a data set; returns what `countersign rehearse --json` prints."""
+def labelled_project(
+    name: str, source: Path, *, records: int, folder: Path, sections: dict[str, Any] | None = None
+) -> None:
+    """Writes a project over the first records of a data set; `sections` replace those of `PROJECTS`."""
     frame = pl.read_parquet(source).head(records).select("record_id", "text", "label")
     folder.mkdir(parents=True, exist_ok=True)
     frame.write_parquet(folder / "records.parquet")
@@ -62,9 +64,15 @@ def rehearse(name: str, source: Path, *, records: int, error: float, folder: Pat
         **PROJECTS[name],
         "sources": [{"path": "records.parquet", "text": "text", "id": "record_id"}],
         "engine": {"kind": "embedded", "model": "smollm2-135m-instruct", "context": 1024},
+        **(sections or {}),
     }
     write_bytes(folder / "project.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
     write_bytes(folder / "guideline.md", b"# Guideline\n\nOne label for every record.\n")
+
+
+def rehearse(name: str, source: Path, *, records: int, error: float, folder: Path) -> dict[str, Any]:
+    """Rehearses the first records of a data set; returns what `countersign rehearse --json` prints."""
+    labelled_project(name, source, records=records, folder=folder)
     command = [sys.executable, "-m", "countersign.main", "rehearse", str(folder), "--truth", "label"]
     done = subprocess.run(
         [*command, "--annotator-error", str(error), "--json"], stdout=subprocess.PIPE, text=True, check=True
