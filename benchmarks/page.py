@@ -23,6 +23,7 @@ TITLES = {
     "spinning": "The embedded engine beside a busy neighbour (`python -m benchmarks.spinning`)",
     "ladder": "What each step adds, three data sets "
     "(`python -m benchmarks.ladder AG_NEWS_FILE SMS_FILE BANKING77_TRAIN BANKING77_TEST`)",
+    "cascade": "What a cascade saves and costs, AG News, three rounds (`python -m benchmarks.cascade FILE`)",
     "review_queue": "Review queue, decide and next (`python -m benchmarks.review_queue`)",
 }
 
@@ -72,8 +73,8 @@ def ladder(result: dict[str, Any]) -> list[str]:
     lines += [
         "",
         "Share right with its Wilson 95 % interval and the number of evaluation records; in square brackets what the "
-        f"prototype before this project had on a sample of its own. Rows with a number of labels are means of {drawn} draws "
-        "of training records; the whole stack, which also needs the model's scores of those records, of "
+        "prototype before this project had on a sample of its own. Rows with a number of labels are means of "
+        f"{drawn} draws of training records; the whole stack, which also needs the model's scores of those records, of "
         + ", ".join(f"{len(_stack_draws(entry))} ({name})" for name, entry in sets.items())
         + ".",
         "",

@@ -60,6 +60,7 @@ def main() -> None:
     if data:
         for name, (dataset, file) in DATA.items():
             run(name, ["-m", "benchmarks.rehearsals", dataset, str(Path(data) / file)])
+        run("cascade", ["-m", "benchmarks.cascade", str(Path(data) / "ag_news" / "test.parquet")])
         run("ladder", ["-m", "benchmarks.ladder", *(str(Path(data) / file) for file in LADDER)])
         if built("ollama") and built("llama-server"):
             run(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from labeling.calibration import CorrectnessFit, CorrectnessModel, entropy, fit_correctness, margin
 from labeling.paths import ProjectFolder
-from labeling.record_store import Vectors, record_ids, stream_records
+from labeling.record_store import Vectors, record_ids, records_table, stream_records
 from labeling.score_store import ScoreStore
 from labeling.selection import simple_random_sample
 from labeling.students import PARTS, Stack, StackFit, mix
@@ -35,6 +35,8 @@ def batch_of(project: Project, folder: ProjectFolder, store: ScoreStore) -> set[
 
     Where some were left to the student, those with a score are the hard ones, and their mean is not the data's.
     """
+    if store.scored.rows() + store.rejected.rows() >= records_table(project, folder).rows():
+        return None  # the usual case, told without reading a million ids
     ids, known = record_ids(project, folder), store.known()
     if known.issuperset(ids):
         return None
