@@ -8,12 +8,14 @@ Prints one JSON object. At least 200 records are asked at random whatever the st
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.rehearsals import labelled_project
-from countersign.rehearsing import Rehearsal
 from labeling.paths import ProjectFolder, configs
 from labeling.project_file import load_project
 from labeling.record_store import records_table
@@ -26,10 +28,32 @@ FIRST_PROMPT = "{{ text }}\nThe author's first name is"
 REVIEW = {"round_records": 80, "blind_slice": 100, "overlap_share": 0.1}
 
 
-def better_prompt(folder: ProjectFolder, number: int) -> None:
-    """After round 1 the project's prompt file says what the shipped prompt says."""
-    if number == 1:
-        (folder.root / PROMPT).write_text((configs() / "prompts" / "plain.jinja").read_text("utf-8"), "utf-8")
+def rehearse_with_a_new_prompt(folder: Path, error: float) -> dict[str, Any]:
+    """`countersign rehearse`; the prompt file is replaced once setup has chosen: it is read again by `iterate` only."""
+    command = [
+        sys.executable,
+        "-m",
+        "countersign.main",
+        "rehearse",
+        str(folder),
+        "--truth",
+        "label",
+        "--json",
+    ]
+    options = ["--rounds", str(ROUNDS), "--annotator-error", str(error)]
+    with (folder / "answer.json").open("wb") as file:
+        process = subprocess.Popen([*command, *options], stdout=file)
+        replaced = False
+        while process.poll() is None:
+            for root in (folder / "rehearsals").glob("*"):
+                if not replaced and ProjectFolder(root).round(1).plan.is_file():
+                    (root / PROMPT).write_bytes((configs() / "prompts" / "plain.jinja").read_bytes())
+                    replaced = True
+            time.sleep(0.2)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    answer: dict[str, Any] = json.loads((folder / "answer.json").read_bytes())
+    return answer
 
 
 def three_rounds(
@@ -44,9 +68,7 @@ def three_rounds(
     labelled_project("ag_news", source, records=records, folder=folder, sections=sections)
     (folder / PROMPT).parent.mkdir()
     (folder / PROMPT).write_text(FIRST_PROMPT, "utf-8")
-    answer = Rehearsal(
-        folder, "label", rounds=ROUNDS, annotator_error=error, before_iterate=better_prompt
-    ).run()
+    answer = rehearse_with_a_new_prompt(folder, error)
     rehearsed = Path(answer["project"])
     plans = [load_plan(ProjectFolder(rehearsed), number) for number in range(1, ROUNDS + 1)]
     return {

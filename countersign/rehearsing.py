@@ -8,7 +8,6 @@ project of its own, stamped as a rehearsal for ever.
 import secrets
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +46,6 @@ class Rehearsal:
 
     Attributes:
         annotator_columns: Columns with what each annotator says; empty: all say the truth, but for their errors.
-        before_iterate: Called with the rehearsed project and the round before what it taught is learned.
     """
 
     project: Path
@@ -57,7 +55,6 @@ class Rehearsal:
     annotator_error: float = 0.0
     annotator_columns: tuple[str, ...] = ()
     seed: int = 20260101
-    before_iterate: Callable[[ProjectFolder, int], None] | None = None
 
     def run(self) -> dict[str, Any]:
         """Runs it from the first phase to the last release; returns what cli.md lists."""
@@ -155,8 +152,6 @@ class _Cast:
             released = self._phase("export", number)
             if number == self.plan.rounds or all_decided(self.project, self.folder, number):
                 break
-            if self.plan.before_iterate is not None:
-                self.plan.before_iterate(self.folder, number)
             say(f"Round {number}, phase iterate: what the round taught")
             for sentence in self._phase("iterate", number)["plan"]:
                 say(f"  {sentence}")
