@@ -114,6 +114,7 @@ def test_scoring_that_takes_several_tasks_ends(installation: Any, lettered: Call
     assert engine.asked_most() == 1
 
 
+@pytest.mark.campaign
 def test_a_killed_cascade_asks_the_same_records_and_no_others(
     installation: Any, lettered: Callable[..., Any]
 ) -> None:
