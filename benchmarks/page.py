@@ -121,7 +121,8 @@ def write_page(results: Path, page: Path) -> None:
         if not path.is_file():
             continue
         result = json.loads(path.read_text("utf-8"))
-        lines += [f"## {title}", "", *body(name, result), ""]
+        measured = f"Measured at commit {result.pop('commit')}." if "commit" in result else ""
+        lines += [f"## {title}", "", *([measured, ""] if measured else []), *body(name, result), ""]
     page.write_text("\n".join(lines), "utf-8")
 
 

@@ -43,10 +43,14 @@ def run(name: str, arguments: list[str]) -> None:
 
 
 def commit() -> str:
-    """The code that is measured; "+" marks changes that are not committed."""
-    asked = ["git", "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    """The code that is measured; "+" marks changes outside docs/ that are not committed."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", ":!docs") else "")
 
 
 def main() -> None:
