@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,29 @@ import httpx
 from deployments.services import (
     Service,
     ServiceError,
+    log_path,
     prefect_environment,
     start_prefect_server,
     start_review_app,
     start_runner,
 )
+from labeling import paths
 from labeling.database import rounds
 from labeling.database.opening import project_database
 from labeling.paths import ProjectFolder
 from labeling.project_file import load_project
 from labeling.service_records import service
+from labeling.storage import project_lock
+from schemas.errors import BusyError
 from schemas.project import Project
 from schemas.review import RoundState
 
 WAITING_STATES = ("PAUSED", "SCHEDULED", "PENDING", "RUNNING")
 REGISTER_TIMEOUT_S = 120.0
 RESUME_TRIES = 20
+LOOK_EVERY_S = 1.0
+MOST_RESTARTS = 5
+RESTARTS_WITHIN_S = 600.0
 
 
 def bring_up(projects: list[Path], *, port: int, local_user: bool) -> tuple[list[Service], dict[str, Any]]:
@@ -53,6 +61,61 @@ def bring_up(projects: list[Path], *, port: int, local_user: bool) -> tuple[list
         raise
     urls = [started.url for started in services[1:-1]]
     return services, {"prefect_url": services[0].url, "review_url": urls[0], "review_urls": urls}
+
+
+@contextmanager
+def only_one() -> Iterator[None]:
+    """Two of them would stop each other's server.
+
+    Raises:
+        ServiceError: `countersign up` is running already; says where.
+    """
+    try:
+        with project_lock(paths.services() / "up.lock", "countersign up"):
+            yield
+    except BusyError as error:
+        noted = service("prefect")
+        where = f"; Prefect UI: {noted['url']}" if noted is not None else ""
+        raise ServiceError(
+            "countersign up",
+            found=f"{error.found.removesuffix(' at work on this project')} is running{where}",
+            expected="one for all projects",
+            next_step="Use that one, or stop it with Ctrl-C and start one with all projects named.",
+        ) from error
+
+
+def keep_up(services: list[Service], tell: Callable[[str], None]) -> None:
+    """Starts again what has ended, at the same address; never returns by itself.
+
+    `services` is changed in place, so that whoever stops them stops the new ones.
+
+    Raises:
+        ServiceError: one ended again and again; the rest is left to the caller to stop.
+    """
+    ends: dict[str, list[float]] = {}
+    while True:
+        for index, child in enumerate(services):
+            if child.runs():
+                continue
+            now = time.monotonic()
+            recent = [moment for moment in ends.get(child.name, []) if now - moment < RESTARTS_WITHIN_S]
+            ends[child.name] = [*recent, now]
+            if len(recent) >= MOST_RESTARTS:
+                raise ServiceError(
+                    child.name,
+                    found=f"it ended {len(recent) + 1} times within {RESTARTS_WITHIN_S / 60:g} minutes",
+                    expected="a service that stays up",
+                    next_step=f"Read {log_path(child.name)}, then start again: nothing that was saved is lost.",
+                )
+            tell(f"{child.name} has ended; starting it again.")
+            child.stop()  # what it started may have outlived it
+            try:
+                services[index] = child.again()
+            except ServiceError as error:
+                tell(str(error))
+            else:
+                tell(f"{child.name} runs again at {services[index].url}.")
+        time.sleep(LOOK_EVERY_S)
 
 
 def wait_for_deployment(name: str) -> Any:

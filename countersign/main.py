@@ -110,16 +110,17 @@ def review(
 
 def _until_interrupted(*services: Any) -> None:
     import signal
-    import time
+
+    from countersign.daily import keep_up
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    children = list(services)
     try:
-        while all(service.process is None or service.process.poll() is None for service in services):
-            time.sleep(0.5)
+        keep_up(children, say)
     except KeyboardInterrupt:
         say("Stopping.")
     finally:
-        for service in reversed(services):
+        for service in reversed(children):
             service.stop()
 
 
@@ -134,12 +135,14 @@ def up(
 ) -> None:
     """Everything for daily use: Prefect server with the deployments, review app; one Ctrl-C stops all."""
     with told(json):
-        from countersign.daily import bring_up
+        from countersign.daily import bring_up, only_one
 
-        services, answer = bring_up(projects, port=port, local_user=local_user)
-        text = f"Prefect UI: {answer['prefect_url']}\nReview app: {', '.join(answer['review_urls'])}\nCtrl-C stops all."
-        emit(answer, as_json=json, text=text)
-        _until_interrupted(*services)
+        with only_one():
+            services, answer = bring_up(projects, port=port, local_user=local_user)
+            addresses = ", ".join(answer["review_urls"])
+            text = f"Prefect UI: {answer['prefect_url']}\nReview app: {addresses}\nCtrl-C stops all."
+            emit(answer, as_json=json, text=text)
+            _until_interrupted(*services)
 
 
 @app.command()

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,11 +77,23 @@ def prefect_environment(url: str) -> dict[str, str]:
 
 @dataclass
 class Service:
-    """A child process and where it listens."""
+    """A child process and where it listens.
+
+    Attributes:
+        process: None where it was running before and belongs to somebody else.
+        again: Starts it anew, at the same address.
+    """
 
     name: str
     url: str
-    process: subprocess.Popen[bytes] | None  # None: it was running before
+    process: subprocess.Popen[bytes] | None
+    again: "Callable[[], Service]"
+
+    def runs(self) -> bool:
+        """Whether the process lives; of somebody else's, whether the Prefect server still answers."""
+        if self.process is None:
+            return answers(f"{self.url}/api/health")
+        return self.process.poll() is None
 
     def stop(self) -> None:
         """Ends the process and what it started; one that was running before stays."""
@@ -159,18 +171,19 @@ def _wait(name: str, health: str, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.2)
 
 
-def start_prefect_server() -> Service:
+def start_prefect_server(port: int = PREFECT_PORT) -> Service:
     """The Prefect server of this machine's installation: found running, or started on loopback."""
     noted = service("prefect")
     if noted is not None and answers(f"{noted['url']}/api/health"):
-        return Service("prefect", noted["url"], None)
-    port = free_port(PREFECT_PORT)
+        at = int(noted["url"].rpartition(":")[2])
+        return Service("prefect", noted["url"], None, lambda: start_prefect_server(at))
+    port = free_port(port)
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "deployments.prefect_server", "--port", str(port)]
     process = _spawn("prefect", command, prefect_environment(url))
     _wait("prefect", f"{url}/api/health", process)
     record_service("prefect", {"url": url, "pid": process.pid})
-    return Service("prefect", url, process)
+    return Service("prefect", url, process, lambda: start_prefect_server(port))
 
 
 def start_runner(prefect_url: str, projects: Sequence[Path], *, rehearsal: bool = False) -> Service:
@@ -185,7 +198,12 @@ def start_runner(prefect_url: str, projects: Sequence[Path], *, rehearsal: bool 
     ]
     process = _spawn(f"runner-{names}", command, prefect_environment(prefect_url))
     record_service(f"runner-{names}", {"url": prefect_url, "pid": process.pid})
-    return Service(f"runner-{names}", prefect_url, process)
+    return Service(
+        f"runner-{names}",
+        prefect_url,
+        process,
+        lambda: start_runner(prefect_url, projects, rehearsal=rehearsal),
+    )
 
 
 def start_review_app(project: Path, name: str, *, local_user: bool, port: int | None = None) -> Service:
@@ -208,4 +226,9 @@ def start_review_app(project: Path, name: str, *, local_user: bool, port: int | 
     )
     _wait(f"review-{name}", f"{url}/healthz", process)
     record_service(f"review-{name}", {"url": url, "pid": process.pid})
-    return Service(f"review-{name}", url, process)
+    return Service(
+        f"review-{name}",
+        url,
+        process,
+        lambda: start_review_app(project, name, local_user=local_user, port=chosen),
+    )

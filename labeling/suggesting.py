@@ -160,12 +160,16 @@ def write_suggestions(
             progress(counted)
     if not rejected.exists:
         rejected.append(set_aside.unique("record_id", keep="first", maintain_order=True).to_arrow())
-    by_student = suggestions.read(["record_id", "by"]).filter(pl.col("by") == "student")
+    set_aside_ids = rejected.read(["record_id"])
+    alone = sum(
+        frame.filter(pl.col("by") == "student").join(set_aside_ids, on="record_id", how="anti").height
+        for _, frame in suggestions.stream(["record_id", "by"])
+    )
     return {
         "suggested": suggestions.rows(),
         "rejected": rejected.rows(),
         "records": counted,
-        "student_alone": by_student.join(rejected.read(["record_id"]), on="record_id", how="anti").height,
+        "student_alone": alone,
     }
 
 

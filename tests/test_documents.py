@@ -1,5 +1,6 @@
 """Documents that cannot rot: README commands, help, deployments, configuration."""
 
+import os
 import re
 import subprocess
 import sys
@@ -77,3 +78,28 @@ def test_deployments_are_the_phases_the_pipeline_and_the_comparison() -> None:
 
     assert set(FLOWS) == {*PHASES, "pipeline", "compare"}
     assert all(description.endswith(".") for _, description in FLOWS.values())
+
+
+@pytest.mark.parametrize("name", ["countersign.service", "ollama.service.d/countersign.conf"])
+def test_units_keep_everything_on_the_machine(name: str) -> None:
+    unit = (ROOT / "deployments" / "systemd" / name).read_text("utf-8")
+    settings = [line for line in unit.splitlines() if line and not line.startswith(("#", "["))]
+
+    assert all(re.fullmatch(r"[A-Z][A-Za-z]+=\S.*", line) for line in settings)
+    assert {"IPAddressDeny=any", "IPAddressAllow=localhost"} <= set(settings)
+
+
+def test_the_units_command_is_one_the_program_has() -> None:
+    unit = (ROOT / "deployments" / "systemd" / "countersign.service").read_text("utf-8")
+    (command,) = re.findall(r"^ExecStart=\S+/countersign (\w+) .*$", unit, re.MULTILINE)
+    (options,) = re.findall(r"^ExecStart=.*?(--.*)$", unit, re.MULTILINE)
+    shown = subprocess.run(
+        [sys.executable, "-m", "countersign.main", command, "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200"},
+        check=True,
+    ).stdout
+
+    assert all(option in shown for option in options.split())
