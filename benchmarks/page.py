@@ -121,8 +121,10 @@ def write_page(results: Path, page: Path) -> None:
         if not path.is_file():
             continue
         result = json.loads(path.read_text("utf-8"))
-        measured = f"Measured at commit {result.pop('commit')}." if "commit" in result else ""
-        lines += [f"## {title}", "", *([measured, ""] if measured else []), *body(name, result), ""]
+        measured = (
+            f"at commit {result.pop('commit')}" if "commit" in result else "before results named their commit"
+        )
+        lines += [f"## {title}", "", f"Measured {measured}.", "", *body(name, result), ""]
     page.write_text("\n".join(lines), "utf-8")
 
 
