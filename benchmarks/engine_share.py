@@ -1,14 +1,14 @@
-"""How near the pipeline comes to what the engine can do: `python -m benchmarks.engine_share [--records 95]`.
+"""How near the pipeline comes to what the engine can do: `python -m benchmarks.engine_share [--records 150]`.
 
-Two measurements in turn, on the same engine in this process, with the shipped demo messages; three rounds of each, so that
-a machine that grows slower or faster meanwhile does the same to both:
+Two measurements in turn, on the same engine in this process, with the shipped demo messages; two rounds of each, so
+that a machine that grows slower or faster meanwhile does the same to both:
 
 - bare prefill: prompts of 256 fresh tokens, one new token, as many in flight as there are slots, nothing else done;
 - the pre_annotate flow with its tasks, shards and tables, under a real Prefect server.
 
-Prints one JSON object: tokens a second of both (uncached tokens only), their ratio (all of the flow's against the mean of
-the bare ones, and against the fastest of them), and Prefect's share of the flow's wall time (what is neither scoring nor
-writing suggestions).
+Prints one JSON object: tokens a second of both (uncached tokens only), their ratio (all of the flow's against the mean
+of the bare ones, and against the fastest of them), and Prefect's share of the flow's wall time (what is neither scoring
+nor writing suggestions).
 """
 
 import argparse
@@ -38,7 +38,7 @@ from schemas import tables
 
 PREFILL_TOKENS = 256
 BARE_PROMPTS = 16
-ROUNDS = 3
+ROUNDS = 2
 SAMPLE = 15  # records of each round's own project that its prompt is chosen on
 
 
@@ -109,7 +109,7 @@ def prepare(root: Path, first: int, records: int) -> None:
 def main() -> None:
     """Command line of this benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--records", type=int, default=95, help="records a round")
+    parser.add_argument("--records", type=int, default=150, help="records a round")
     records = parser.parse_args().records
     os.environ.update(QUIET_ENVIRONMENT)
     server = start_prefect_server()
