@@ -4,11 +4,11 @@ Two measurements in turn on the same engine in this process, with the shipped de
 speed can change by half within a minute:
 
 - the pre_annotate flow with its task, shards and tables, under a real Prefect server;
-- before each of its shards, and after the last, bare prefill: prompts of 256 fresh tokens, one new token, as many in flight
-  as there are slots, nothing else done. The flow's clock stands still meanwhile, and until its prefix is cached again.
+- before each of its shards, and after the last, bare prefill: prompts of 256 fresh tokens, one new token, as many in
+  flight as there are slots, nothing else done. The flow's clock stands still meanwhile, and until its prefix is cached again.
 
-Prints one JSON object: tokens a second of both (uncached tokens only), their ratio, and Prefect's share of the flow's wall
-time (what is neither scoring nor writing suggestions).
+Prints one JSON object: tokens a second of both (uncached tokens only), their ratio, and Prefect's share of the flow's
+wall time (what is neither scoring nor writing suggestions).
 """
 
 import argparse
@@ -63,8 +63,8 @@ def bare_prefill(engine: Engine, prompt: Prompt) -> float:
 
 
 def pipeline(root: Path, engine: Engine, prompt: Prompt) -> dict[str, Any]:
-    """The flow on a prepared project: uncached tokens, scoring and wall seconds without the pauses, and the pace of bare
-    prefill in each pause."""
+    """The flow on a prepared project: uncached tokens, scoring and wall seconds without the pauses, and the pace of
+    bare prefill in each pause."""
     from flows.pre_annotate import pre_annotate
 
     project, folder = load_project(root)
