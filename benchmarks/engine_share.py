@@ -5,7 +5,8 @@ speed can change by half within a minute:
 
 - the pre_annotate flow with its task, shards and tables, under a real Prefect server;
 - before each of its shards, and after the last, bare prefill: prompts of 256 fresh tokens, one new token, as many in
-  flight as there are slots, nothing else done. The flow's clock stands still meanwhile, and until its prefix is cached again.
+  flight as there are slots, nothing else done. The flow's clock stands still meanwhile, and until its prefix is
+  cached again.
 
 Prints one JSON object: tokens a second of both (uncached tokens only), their ratio, and Prefect's share of the flow's
 wall time (what is neither scoring nor writing suggestions).
