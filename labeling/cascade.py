@@ -5,7 +5,7 @@ that was killed goes on with the same records. The reasons are in docs/decisions
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from labeling.paths import ProjectFolder
 from labeling.record_store import Vectors, record_ids, records_table, stream_records
 from labeling.score_store import ScoreStore
 from labeling.selection import simple_random_sample
-from labeling.students import PARTS, Stack, StackFit, mix
+from labeling.students import Stack, StackFit
 from schemas.plan import Plan
 from schemas.project import Project
 
@@ -61,17 +61,16 @@ def fit_student_confidence(
     return fit_correctness(features, suggested, right, labels=labels, seed=seed)
 
 
-def student_confidence(stack: Stack, model: CorrectnessModel, vectors: npt.NDArray[np.float32]) -> Floats:
-    """(n,) P(right) of what the stack says without the language model, for (n, d) vectors of open records."""
-    alone, features = _alone(stack, stack.parts_proba(vectors))
+def student_confidence(stack: Stack, model: CorrectnessModel, parts: Mapping[str, Floats]) -> Floats:
+    """(n,) P(right) of what the stack says without the language model, from its parts on n open records."""
+    alone, features = _alone(stack, parts)
     return model.predict_proba(features, [stack.labels[index] for index in alone.argmax(axis=1)])
 
 
-def _alone(stack: Stack, parts: dict[str, Floats]) -> tuple[Floats, dict[str, Floats]]:
+def _alone(stack: Stack, parts: Mapping[str, Floats]) -> tuple[Floats, dict[str, Floats]]:
     """(n, K) probabilities of the mix without the language model, and its features for the correctness model."""
     student, votes = parts["student"], parts["neighbours"]
-    heard = {**parts, "llm": np.full(student.shape, np.nan)}
-    alone = mix([heard[name] for name in PARTS], stack.weights)
+    alone = stack.mixed({**parts, "llm": np.full(student.shape, np.nan)})
     chosen = alone.argmax(axis=1)
     return alone, {
         "margin": margin(alone),
@@ -97,6 +96,7 @@ def left_to_student(project: Project, folder: ProjectFolder, plan: Plan, vectors
     for _, frame in stream_records(project, folder, []):
         ids = [record_id for record_id in frame["record_id"].to_list() if record_id not in asked]
         if ids:
-            sure = student_confidence(stack, model, vectors.of(ids)) >= plan.cascade.threshold
+            parts = stack.parts_proba(vectors.of(ids))
+            sure = student_confidence(stack, model, parts) >= plan.cascade.threshold
             left.update(record_id for record_id, is_sure in zip(ids, sure, strict=True) if is_sure)
     return left

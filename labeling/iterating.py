@@ -18,7 +18,7 @@ from labeling.engines.protocol import Engine, LabelCode
 from labeling.intervals import mcnemar_exact, paired_gain, wilson
 from labeling.paths import ProjectFolder
 from labeling.prompts import Exemplar, Prompt, PromptTemplate, bind
-from labeling.record_store import Vectors, record_ids, rows_of
+from labeling.record_store import Vectors, record_ids, rows_of, texts_of
 from labeling.score_store import ScoreStore, register
 from labeling.setup import bound_prompts, load_plan, try_prompts
 from labeling.storage import read_json, write_bytes, write_json
@@ -79,6 +79,8 @@ def make_plan(
     chosen, tried = _try_prompts(project, folder, engine, current, trials, known, on_record=on_record)
     candidates += tried
     sentences.append(_prompt_sentence(current, chosen, tried))
+    if chosen is not current:
+        _ask_at_random(project, folder, engine, chosen, on_record)
     store = register(project, folder, engine, chosen)
     plan = _learned(project, folder, store, vectors, known, number=number, template=chosen)
     final = plan.model_copy(
@@ -192,6 +194,24 @@ def _right(
     # Both prompts are judged after batch calibration, which needs no labels and removes what a prompt itself says.
     right: npt.NDArray[np.bool_] = tried.predicted(labels, 1.0) == gold
     return right
+
+
+def _ask_at_random(
+    project: Project,
+    folder: ProjectFolder,
+    engine: Engine,
+    prompt: Prompt,
+    on_record: Callable[[], None] | None,
+) -> None:
+    """Scores the random share with a new prompt, so that what is learned sees the mean that suggestions will see.
+
+    The reviewed records alone are the unsure ones, and their mean is not the data's. Pre-annotation would ask the same
+    records with the same prompt and finds their scores.
+    """
+    ids = sorted(random_share(project, record_ids(project, folder)))
+    texts = texts_of(project, folder, ids)
+    for _ in try_prompts(project, folder, engine, [prompt], ids, texts, on_record=on_record):
+        pass
 
 
 def _prompt_sentence(current: Prompt, chosen: Prompt, tried: Sequence[Mapping[str, Any]]) -> str:

@@ -135,7 +135,10 @@ class Stack:
         Raises:
             ValueError: if a shape differs from training or a row is partly NaN.
         """
-        parts = self.parts_proba(embeddings, llm_scores)
+        return self.mixed(self.parts_proba(embeddings, llm_scores))
+
+    def mixed(self, parts: Mapping[str, Floats]) -> Floats:
+        """The mix of what `parts_proba` gave, (n, K)."""
         return mix([parts[name] for name in PARTS], self.weights)
 
     def parts_proba(

@@ -95,8 +95,8 @@ class Suggester:
         by_student = np.full(n, np.nan)
         if self.stack is not None and self.vectors is not None:
             vectors = self.vectors.of(record_ids)
-            probabilities = self.stack.predict_proba(vectors, llm)
-            student = self.stack.parts_proba(vectors, llm)["student"]
+            parts = self.stack.parts_proba(vectors, llm)
+            probabilities, student = self.stack.mixed(parts), parts["student"]
             neighbours = nearest(vectors, self.stack.references, k=8)
             votes = vote_shares(neighbours, self.stack.reference_labels, labels=self.labels)
             chosen = probabilities.argmax(axis=1)
@@ -109,7 +109,7 @@ class Suggester:
             ]
             usable = np.ones(n, dtype=np.bool_)
             if self.student_correctness is not None and n:
-                by_student = student_confidence(self.stack, self.student_correctness, vectors)
+                by_student = student_confidence(self.stack, self.student_correctness, parts)
         known = np.where(usable[:, None], probabilities, 1.0 / width)
         features["margin"] = margin(known)
         features["entropy"] = entropy(known)

@@ -92,17 +92,16 @@ class Fleet:
                 return answer
         raise self._none()
 
-    def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
+    def _on_lane(self, slot: int, ask: Callable[[Engine, int], Answer]) -> Answer:
         own, inner = self._lanes[slot % len(self._lanes)]
-        return self._any(lambda member: member.score(prompt, codes, slot=inner % member.slots), own)
+        return self._any(lambda member: ask(member, inner % member.slots), own)
+
+    def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
+        return self._on_lane(slot, lambda member, inner: member.score(prompt, codes, slot=inner))
 
     def generate(self, prompt: Tokens, schema: Schema, *, most_tokens: int, slot: int) -> Any:
-        own, inner = self._lanes[slot % len(self._lanes)]
-        return self._any(
-            lambda member: member.generate(
-                prompt, schema, most_tokens=most_tokens, slot=inner % member.slots
-            ),
-            own,
+        return self._on_lane(
+            slot, lambda member, inner: member.generate(prompt, schema, most_tokens=most_tokens, slot=inner)
         )
 
     def _order(self, own: int) -> list[int]:
@@ -141,8 +140,7 @@ class Fleet:
         )
 
     def prefill(self, prompt: Tokens, *, slot: int) -> tuple[int, int]:
-        own, inner = self._lanes[slot % len(self._lanes)]
-        return self._any(lambda member: member.prefill(prompt, slot=inner % member.slots), own)
+        return self._on_lane(slot, lambda member, inner: member.prefill(prompt, slot=inner))
 
     def warm(self, prefix: Tokens) -> None:
         for index, member in enumerate(self._members):

@@ -20,7 +20,7 @@ from labeling.engines.protocol import FirstToken, Identity, LabelCode, LabelScor
 from labeling.engines.structured import Schema, checked_answer
 from labeling.engines.top_tokens import (
     COMMON_MARKS,
-    checked_count,
+    check_count,
     label_log_probs,
     told_pairs,
     too_long,
@@ -245,7 +245,7 @@ class OllamaServer:
                 next_step="Stop this Ollama: it forwards texts to another machine.",
             )
         counted = reply.get("prompt_eval_count")
-        checked_count(counted, name="prompt_eval_count", context=self.context, where=where)
+        check_count(counted, name="prompt_eval_count", context=self.context, where=where)
         return reply
 
     def _measure_slots(self) -> int:

@@ -13,7 +13,7 @@ from labeling.engines.protocol import FirstToken, Identity, LabelCode, LabelScor
 from labeling.engines.structured import Schema, checked_answer
 from labeling.engines.top_tokens import (
     COMMON_MARKS,
-    checked_count,
+    check_count,
     label_log_probs,
     told_pairs,
     too_long,
@@ -94,10 +94,7 @@ class OpenAIServer:
         # llama-server reads its own key on this route, others OpenAI's.
         wanted = {"response_format": form, "json_schema": dict(schema)}
         reply = self._complete(prompt.text, {"max_tokens": most_tokens, "temperature": 0, **wanted})
-        choices = reply.get("choices")
-        first = choices[0] if isinstance(choices, list) and choices else None
-        choice = first if isinstance(first, dict) else {}
-        where = f"{self._http.url}/v1/completions"
+        choice, where = _first_choice(reply), f"{self._http.url}/v1/completions"
         return checked_answer(
             choice.get("text"), schema, whole=choice.get("finish_reason") == "stop", where=where
         )
@@ -113,7 +110,7 @@ class OpenAIServer:
             raise
         usage = reply.get("usage") if isinstance(reply, dict) else None
         counted = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-        checked_count(counted, name="usage.prompt_tokens", context=self.context, where=where)
+        check_count(counted, name="usage.prompt_tokens", context=self.context, where=where)
         answer: dict[str, Any] = reply
         return answer
 
@@ -128,11 +125,15 @@ class OpenAIServer:
         self._http.close()
 
 
-def _first_position(reply: dict[str, Any], where: str) -> list[tuple[str, float]]:
-    """The most likely tokens of the one new position, from either of the two spellings in use."""
+def _first_choice(reply: dict[str, Any]) -> dict[str, Any]:
     choices = reply.get("choices")
     first = choices[0] if isinstance(choices, list) and choices else None
-    told = first.get("logprobs") if isinstance(first, dict) else None
+    return first if isinstance(first, dict) else {}
+
+
+def _first_position(reply: dict[str, Any], where: str) -> list[tuple[str, float]]:
+    """The most likely tokens of the one new position, from either of the two spellings in use."""
+    told = _first_choice(reply).get("logprobs")
     if not isinstance(told, dict):
         return []
     content, legacy = told.get("content"), told.get("top_logprobs")

@@ -72,8 +72,8 @@ def told_pairs(pairs: Iterable[tuple[object, object]], *, where: str) -> list[tu
     return top
 
 
-def checked_count(counted: object, *, name: str, context: int, where: str) -> int:
-    """The server's own count of a prompt's tokens.
+def check_count(counted: object, *, name: str, context: int, where: str) -> None:
+    """Checks the server's own count of a prompt's tokens.
 
     Raises:
         EngineError: there is none.
@@ -84,7 +84,6 @@ def checked_count(counted: object, *, name: str, context: int, where: str) -> in
         raise _unusable(where, f"no {name}", "how many tokens were read")
     if number > context - 2:
         raise too_long(where, f"{number:g} tokens read, which fills the context", context)
-    return int(number)
 
 
 def too_long(where: str, found: str, context: int) -> PromptTooLong:
