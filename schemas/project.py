@@ -162,6 +162,11 @@ class Prompting(_Section):
     codes: Literal["auto", "words", "letters"] = Field(
         default="auto", description="How labels are spelled as one token."
     )
+    label_order: Literal["fixed", "shuffled"] = Field(
+        default="fixed",
+        description="shuffled = each label stands in every part of the prompt's list equally often; "
+        "four prefixes instead of one.",
+    )
     over_long: Literal["refuse", "head_tail", "windows"] = Field(
         default="head_tail", description="What to do with a record that does not fit the context."
     )
