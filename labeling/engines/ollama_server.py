@@ -81,8 +81,8 @@ class OllamaServer:
         self.parallel: int | None = None
         if slots is None:
             self.parallel = self._measure_slots()
-            # Ollama works on a request for 40 to 90 ms before it is computed (it reads the model's header anew for each),
-            # so that two have to wait for each that is computed, or slots idle between two.
+            # Ollama works on a request for 40 to 90 ms before it is computed (it reads the model's header anew for
+            # each): two wait for each that is computed, or slots idle between two.
             self.slots = 3 * self.parallel
 
     def _refuse_cloud(self) -> None:
