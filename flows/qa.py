@@ -4,14 +4,16 @@ from typing import Any
 
 from prefect import flow
 
+from flows.parameters import QaRun, round_of
 from tasks.reviewing import check_quality
 
 
 @flow(name="qa", persist_result=True)
-def qa(project: str, round_number: int = 1) -> dict[str, Any]:
+def qa(run: QaRun) -> dict[str, Any]:
     """Measures agreement, flags what looks wrong, sends disputes to an adjudicator; once those are settled, writes the
     round's gold labels and its report."""
-    outcome = check_quality(project, round_number)
+    round_number = round_of(run, "qa")
+    outcome = check_quality(run.project, round_number)
     missing = outcome["missing"]
     return {
         "phase": "qa",

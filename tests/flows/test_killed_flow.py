@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_gate import label_everything, person
 
 from labeling.cascade import left_to_student
 from labeling.database import queue
@@ -23,9 +24,10 @@ from labeling.task_types import task_type
 from schemas import tables
 from schemas.review import Role
 
-from .test_gate import label_everything, person
-
-FLOW = "import sys; from flows.pre_annotate import pre_annotate; pre_annotate(sys.argv[1], 1)"
+FLOW = (
+    "import sys; from flows.pre_annotate import pre_annotate\n"
+    "pre_annotate(run={'project': sys.argv[1], 'round_number': 1})"
+)
 SHARD = 16
 
 
