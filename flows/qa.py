@@ -3,8 +3,12 @@
 from typing import Any
 
 from prefect import flow
+from prefect.artifacts import create_markdown_artifact
 
+from flows.figures import round_text
 from flows.parameters import QaRun, round_of
+from labeling.project_file import load_project
+from labeling.service_records import review_url
 from tasks.reviewing import check_quality
 
 
@@ -15,6 +19,10 @@ def qa(run: QaRun) -> dict[str, Any]:
     round_number = round_of(run, "qa")
     outcome = check_quality(run.project, round_number)
     missing = outcome["missing"]
+    if outcome.get("figures"):
+        project, _ = load_project(run.project)
+        text = round_text(project.title or project.name, outcome["figures"], review_url(project.name))
+        create_markdown_artifact(text, key=f"{project.name}-round")
     return {
         "phase": "qa",
         "round": round_number,

@@ -128,7 +128,7 @@ def test_a_killed_cascade_asks_the_same_records_and_no_others(
     texts = texts_of(project, folder, record_ids(project, folder))
     engine.asked.clear()
     engine.delay_s = 0.01
-    process = installation.start(FLOW.replace(", 1)", ", 2)"), root)
+    process = installation.start(FLOW.replace("'round_number': 1", "'round_number': 2"), root)
     deadline = time.monotonic() + 120
     while sum(engine.asked.values()) < 3 * SHARD and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
