@@ -85,7 +85,7 @@ def pipeline(root: Path, engine: Engine, prompt: Prompt) -> dict[str, Any]:
     score_store.score_batch = after_a_pause
     try:
         started = time.perf_counter()
-        answer: dict[str, Any] = pre_annotate(str(root), 1)
+        answer: dict[str, Any] = pre_annotate(run={"project": str(root), "round_number": 1})
         wall = time.perf_counter() - started
     finally:
         score_store.score_batch = as_it_is
