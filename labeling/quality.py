@@ -27,6 +27,7 @@ from labeling.consensus import majority
 from labeling.database import rounds
 from labeling.database.connection import Database
 from labeling.database.queue import decisions_of_round
+from labeling.flagged import load_findings
 from labeling.iterating import slice_accuracy
 from labeling.paths import ProjectFolder
 from labeling.record_store import Vectors
@@ -192,12 +193,6 @@ def _finding_row(number: int, entry: Mapping[str, Any]) -> dict[str, Any]:
         "state": "open",
         "settled_by": None,
     }
-
-
-def load_findings(project: Project, folder: ProjectFolder, number: int) -> pl.DataFrame:
-    """Findings of a round as they stand: an outcome is a later row of the same finding, and the last one counts."""
-    table = Table(folder.round(number).findings, tables.findings(project.label_schema.task))
-    return table.read().group_by("finding_id", maintain_order=True).last().select(table.schema.names)
 
 
 def _settle_findings(

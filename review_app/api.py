@@ -137,12 +137,16 @@ def next_records(
     request: Request,
     count: Annotated[int, Query(ge=1, le=50)] = 1,
     round: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
+    first: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
 ) -> dict[str, Any]:
     """Up to `count` records reserved for this person, the next one first; an empty list means nothing is
-    left.
+    left. `first`: an assignment that comes before all others, if this person still holds it.
     """
     lease_s = request.app.state.settings.project.review.lease_s
     held = queue.prefetch(_db(request), _who(request).id, round, count=count, lease_s=lease_s)
+    chosen = None if first is None else queue.assignment(_db(request), _who(request).id, first)
+    if chosen is not None:
+        held = [chosen, *(one for one in held if one.assignment_id != first)][:count]
     return {"items": [_shown(assignment) for assignment in held]}
 
 
@@ -156,6 +160,7 @@ def decide(request: Request, body: DecisionIn) -> dict[str, Any]:
         body,
         check_value=_check(request),
         normal=request.app.state.task.normal,
+        rubric=request.app.state.task.rubric,
     )
     return _decided(out)
 

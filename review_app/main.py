@@ -15,7 +15,7 @@ from labeling.database.connection import open_database
 from labeling.database.queue import CheckValue, DecisionConflict
 from labeling.paths import ProjectFolder
 from labeling.task_types import task_type
-from review_app import api, pages
+from review_app import api, pages, records
 from review_app.access import NotLoggedIn, gatekeeper
 from review_app.guard import LOOPBACK, Guard
 from schemas.errors import (
@@ -95,6 +95,7 @@ def create_app(settings: AppSettings) -> FastAPI:
     app.state.check_value = settings.check_value or task.check
     app.include_router(api.router)
     app.include_router(pages.router)
+    app.include_router(records.router)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     app.add_middleware(
         Guard,

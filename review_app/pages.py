@@ -173,14 +173,14 @@ def home(request: Request) -> Response:
 @needs(Right.LABEL)
 def review_page(request: Request) -> Response:
     """The page that people look at six hours a day."""
-    return render(request, "review.html", **_schema(request))
+    return render(request, "review.html", **schema_context(request))
 
 
 @router.get("/adjudication")
 @needs(Right.ADJUDICATE)
 def adjudication_page(request: Request) -> Response:
     """Disputed records, every answer side by side without names."""
-    return render(request, "adjudication.html", **_schema(request))
+    return render(request, "adjudication.html", **schema_context(request))
 
 
 @router.get("/history")
@@ -302,7 +302,8 @@ def change_role(request: Request, account_id: str, role: Annotated[Role, Form()]
     return RedirectResponse("/people", 303)
 
 
-def _schema(request: Request) -> dict[str, Any]:
+def schema_context(request: Request) -> dict[str, Any]:
+    """Labels with their keys and colours, and the guideline: what pages about records need."""
     settings = request.app.state.settings
     schema = settings.project.label_schema
     labels = [
@@ -317,6 +318,7 @@ def _schema(request: Request) -> dict[str, Any]:
     ]
     return {
         "labels": labels,
+        "tints": {label["name"]: label["colour"] for label in labels},
         "schema": schema,
         "editor": request.app.state.task.editor,
         "guideline": guideline_html(settings.folder.root / schema.guideline),

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, func, or_, select
 
 from labeling.database import tables
 from labeling.database.connection import Database
+from labeling.database.pools import kept_from
 from labeling.database.queue import LABELLING_STATES, REVIEW
 from schemas.review import RoundState
 
@@ -69,9 +70,10 @@ def pace(db: Database, annotator_id: str) -> Pace:
         waiting = counts[False].items if False in counts else 0
         wanted = int(counts[False].wanted) if False in counts else 0
         own, own_waiting = _own(conn, annotator_id, number)
+        elsewhere = kept_from(conn, annotator_id, number)
         recent, total = _seconds(conn, annotator_id, number)
         at_work = _at_work(conn, annotator_id, number, db)
-    left = waiting - own_waiting if state.value in LABELLING_STATES else 0
+    left = max(0, waiting - own_waiting - elsewhere) if state.value in LABELLING_STATES else 0
     return Pace(
         round=number,
         state=state,

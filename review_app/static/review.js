@@ -34,6 +34,7 @@ let hiddenMs = 0;
 let hiddenSince = 0;
 let toastTimer = 0;
 let lookTimer = 0;
+let wanted = /^\d+$/.exec(new URLSearchParams(location.search).get("first") ?? "")?.[0]; // opened from the list of records
 
 const outbox = new Outbox(annotator, {
   changed(state, waiting) {
@@ -211,7 +212,7 @@ function refill() {
 async function fetchReady() {
   let answer;
   try {
-    answer = await call("GET", `/api/next?count=${AHEAD}`);
+    answer = await call("GET", `/api/next?count=${AHEAD}${wanted ? `&first=${wanted}` : ""}`);
   } catch (error) {
     if (!(error instanceof Unreachable)) throw error;
     if (!current) unreachable("The server does not answer.");
@@ -225,6 +226,7 @@ async function fetchReady() {
     if (!current) unreachable(`${answer.data.found}. ${answer.data.next}`);
     return false;
   }
+  wanted = undefined;
   for (const item of answer.data.items) {
     const known =
       item.assignment_id === current?.assignment_id ||

@@ -526,6 +526,33 @@ def test_a_lead_invites_somebody_who_comes_in_by_the_link(
     assert found is not None and found.role is Role.REVIEWER
 
 
+def test_a_record_is_found_opened_and_decided_by_keyboard(
+    site: Site, page: Any, desk: Callable[..., Any]
+) -> None:
+    site.person("Ana")
+    site.round(12)
+    desk(site, path="/records")
+    page.keyboard.press("?")
+    assert "Next, previous record" in page.inner_text("#keys-dialog[open]")
+    page.keyboard.press("Escape")
+    page.keyboard.press("/")
+    page.keyboard.type("thyroid")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/records?text=thyroid*")
+    assert page.locator(".found li").count() == 3
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/records/*")
+    page.keyboard.press("Enter")
+    ready(page)
+    assert "thyroid" in page.inner_text("#text")
+    page.keyboard.press("3")
+    page.wait_for_selector("#toast:has-text('Test results saved')")
+    (row,) = queue.decisions_of_round(site.db, 1)
+    assert row["record_id"] == "r7"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_page_has_a_serious_accessibility_finding_or_scrolls_sideways(
     site: Site, chromium: Any, serve: Callable[[FastAPI], Server], scheme: str
@@ -537,7 +564,10 @@ def test_no_page_has_a_serious_accessibility_finding_or_scrolls_sideways(
     context = chromium.new_context(color_scheme=scheme, reduced_motion="reduce")
     page = context.new_page()
     visited = {None: ["/login", "/nothing"], "Rea": ["/review", "/adjudication", "/history"]}
-    visited |= {"Lea": ["/board", "/people"], "Root": ["/people"]}
+    visited |= {
+        "Lea": ["/board", "/people", "/records", "/records?text=none", "/records/1"],
+        "Root": ["/people"],
+    }
     for name, paths in visited.items():
         context.clear_cookies()
         if name:
