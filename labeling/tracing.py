@@ -84,6 +84,7 @@ def trace(project: Project, folder: ProjectFolder, db: Database, wanted: str) ->
                             "seconds",
                             "comment",
                             "supersedes",
+                            "details_json",
                         )
                         if payload.get(key) is not None
                     },

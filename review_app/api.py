@@ -1,5 +1,6 @@
 """The JSON interface that the pages use, and simulated annotators too; review_app/README.md documents it."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -147,7 +148,7 @@ def next_records(
     chosen = None if first is None else queue.assignment(_db(request), _who(request).id, first)
     if chosen is not None:
         held = [chosen, *(one for one in held if one.assignment_id != first)][:count]
-    return {"items": [_shown(assignment) for assignment in held]}
+    return {"items": [shown(assignment) for assignment in held]}
 
 
 @router.post("/api/decisions")
@@ -182,15 +183,17 @@ def undo(request: Request, body: UndoIn) -> dict[str, Any]:
     return {
         "undone": out.annotation_id,
         "record_id": out.record_id,
-        "item": None if out.assignment is None else _shown(out.assignment),
+        "item": None if out.assignment is None else shown(out.assignment),
     }
 
 
 @router.get("/api/progress")
 @needs(Right.LABEL)
-def own_progress(request: Request) -> dict[str, Any]:
-    """How far the round is and what is left for this person."""
-    return progress.of_person(_db(request), _who(request).id)
+def own_progress(request: Request, since: datetime | None = None) -> dict[str, Any]:
+    """How far the round is, what is left for this person, and what they did `since` their day began."""
+    goal = request.app.state.settings.project.review.daily_goal
+    day = None if since is None else since if since.tzinfo is not None else since.replace(tzinfo=UTC)
+    return progress.of_person(_db(request), _who(request).id, since=day, project_goal=goal)
 
 
 @router.get("/api/history")
@@ -322,7 +325,7 @@ def _session(account: Account, token: str) -> dict[str, Any]:
     }
 
 
-def _shown(assignment: queue.Assignment) -> dict[str, Any]:
+def shown(assignment: queue.Assignment) -> dict[str, Any]:
     """What the browser may know of a record: not its purpose, which would tell control and audit items apart."""
     return {
         "assignment_id": assignment.assignment_id,

@@ -9,7 +9,7 @@ from fastapi.templating import Jinja2Templates
 
 from labeling.database import accounts, queue, rounds
 from labeling.database.accounts import PASSWORD_LEAST, Right
-from review_app import api, board
+from review_app import api, board, copilot
 from review_app.access import PRE_LOGIN_COOKIE, Open, csrf_token, needs, new_form_token
 from review_app.guard import REPORT_CSP
 from review_app.wording import guideline_html, value_words
@@ -173,7 +173,7 @@ def home(request: Request) -> Response:
 @needs(Right.LABEL)
 def review_page(request: Request) -> Response:
     """The page that people look at six hours a day."""
-    return render(request, "review.html", **schema_context(request))
+    return render(request, "review.html", copilot=copilot.wanted(request), **schema_context(request))
 
 
 @router.get("/adjudication")

@@ -194,6 +194,20 @@ class Review(_Section):
     overlap_share: Share = Field(default=0.2, description="Share of records that several annotators label.")
     overlap: int = Field(default=2, ge=2, le=10, description="How many annotators see an overlap record.")
     lease_s: int = Field(default=900, ge=30, description="Seconds a record stays reserved for one annotator.")
+    batch_from: float | None = Field(
+        default=0.9,
+        gt=0.5,
+        le=1.0,
+        description="Confidence from which alike records may be accepted together; none = one by one only.",
+    )
+    batch_records: int = Field(default=20, ge=2, le=100, description="Most records accepted together.")
+    copilot: bool = Field(
+        default=True,
+        description="Suggest as a record opens where nothing is suggested yet, from the answers of the last hour.",
+    )
+    daily_goal: int | None = Field(
+        default=None, ge=1, le=10_000, description="Records a day and person; everybody may set their own."
+    )
 
 
 class Iteration(_Section):

@@ -4,9 +4,10 @@ Only what was selected for its suggestion is ever in a batch: blind, audit and c
 are measured by, and overlap records what people are measured by. Every record of a batch is a decision of its own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, exists, func, select
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select
 
 from labeling.database import accounts, tables
 from labeling.database.accounts import Right
@@ -36,13 +37,14 @@ class Group:
     highest: float
 
 
-def groups(db: Database, annotator_id: str, least: float) -> list[Group]:
+def groups(db: Database, annotator_id: str, least: float, *, without: Sequence[int] = ()) -> list[Group]:
     """What this person could accept together, the largest group first.
 
     Args:
         db: The database.
         annotator_id: Account id.
         least: Confidence from which a record may be in a batch.
+        without: Assignments that this person took out of a batch; they decide them one by one.
     """
     query = (
         select(
@@ -51,7 +53,7 @@ def groups(db: Database, annotator_id: str, least: float) -> list[Group]:
             func.min(_item.confidence).label("lowest"),
             func.max(_item.confidence).label("highest"),
         )
-        .where(_batchable(db, annotator_id, least))
+        .where(_batchable(db, annotator_id, least, without))
         .group_by(_item.suggested_labels)
         .order_by(func.count().desc(), _item.suggested_labels)
     )
@@ -71,12 +73,19 @@ def groups(db: Database, annotator_id: str, least: float) -> list[Group]:
 
 
 def take(
-    db: Database, annotator_id: str, key: str, *, least: float, count: int, lease_s: float = LEASE_S
+    db: Database,
+    annotator_id: str,
+    key: str,
+    *,
+    least: float,
+    count: int,
+    without: Sequence[int] = (),
+    lease_s: float = LEASE_S,
 ) -> list[Assignment]:
     """Reserve up to `count` records of a group for this person, the surest first."""
     query = (
         select(_item.id)
-        .where(_batchable(db, annotator_id, least), _item.suggested_labels == key)
+        .where(_batchable(db, annotator_id, least, without), _item.suggested_labels == key)
         .order_by(_item.confidence.desc(), _item.id)
         .limit(count)
     )
@@ -86,15 +95,12 @@ def take(
     return take_chosen(db, annotator_id, chosen, lease_s=lease_s) if chosen else []
 
 
-def _batchable(db: Database, annotator_id: str, least: float) -> ColumnElement[bool]:
+def _batchable(db: Database, annotator_id: str, least: float, without: Sequence[int]) -> ColumnElement[bool]:
     labelling = select(tables.rounds.c.number).where(tables.rounds.c.state.in_(LABELLING_STATES))
-    taken = (
-        exists()
-        .where(_lease.item_id == _item.id)
-        .where(
-            _lease.state.in_(("decided", "skipped"))
-            | and_(_lease.state == "leased", _lease.expires_at > db.now(), _lease.account_id != annotator_id)
-        )
+    others = and_(_lease.state == "leased", _lease.expires_at > db.now(), _lease.account_id != annotator_id)
+    taken = exists().where(
+        _lease.item_id == _item.id,
+        or_(_lease.state.in_(("decided", "skipped")), others, _lease.id.in_(without)),
     )
     return and_(
         _item.round.in_(labelling),

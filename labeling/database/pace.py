@@ -1,10 +1,10 @@
 """How far one person is in the round they label, and how long the rest will take them."""
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from statistics import median
 
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import Connection, exists, func, or_, select
 
 from labeling.database import tables
 from labeling.database.connection import Database
@@ -86,6 +86,20 @@ def pace(db: Database, annotator_id: str) -> Pace:
         seconds_total=total,
         at_work=at_work,
     )
+
+
+def done_since(db: Database, annotator_id: str, since: datetime) -> int:
+    """Standing decisions of a person since a moment, in every round; skips are not work done."""
+    superseding = tables.decisions.alias()
+    query = select(func.count()).where(
+        _row.annotator_id == annotator_id,
+        _row.kind == "decision",
+        _row.action != "skip",
+        _row.decided_at >= since,
+        ~exists().where(superseding.c.supersedes == _row.annotation_id),
+    )
+    with db.read() as conn:
+        return int(conn.execute(query).scalar_one())
 
 
 def _round(conn: Connection) -> tuple[int, RoundState] | None:

@@ -1,6 +1,5 @@
 """In Chromium: what a person who only reads the screen can do, by keyboard alone unless a test says mouse."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from fastapi import FastAPI
-from review_site import PASSWORD, Server, Site
+from review_site import Server, Site
+from screen import finished, log_in, ready, saved, until
 
 from labeling.database import accounts, chain, queue, rounds
 from schemas.review import Role, SignOff
@@ -23,48 +23,6 @@ HOSTILE = (
 )
 EMOJI = "Dr. Ng 👩‍⚕️ gave Zoé́ 20 mg naïve 🇨🇭 pills"
 HEBREW = "שלום דוקטור כהן, צריך מרשם"
-
-
-@pytest.fixture
-def desk(serve: Callable[[FastAPI], Server], page: Any) -> Callable[..., Any]:
-    """Opens the record page of a site as somebody."""
-
-    def open_desk(site: Site, name: str = "Ana", path: str = "/review") -> Any:
-        server = serve(site.app(requests_per_s=10_000, logins_per_s=100))
-        log_in(page, server.url, name)
-        page.goto(server.url + path)
-        return server
-
-    return open_desk
-
-
-def log_in(page: Any, url: str, name: str) -> None:
-    page.goto(url + "/login")
-    page.fill("#name", name)
-    page.fill("#password", PASSWORD)
-    page.keyboard.press("Enter")
-    page.wait_for_url(lambda now: "/login" not in now)
-
-
-def until(page: Any, script: str, argument: Any = None) -> None:
-    """Playwright's own `wait_for_function` evaluates strings inside the page, which our policy forbids."""
-    end = time.monotonic() + 15
-    while not page.evaluate(script, argument):
-        assert time.monotonic() < end, script
-        page.wait_for_timeout(20)
-
-
-def ready(page: Any) -> None:
-    page.wait_for_selector("body[data-state=open]")
-
-
-def finished(page: Any) -> None:
-    page.wait_for_selector("body[data-state=rest]")
-    page.wait_for_selector("#saving[data-state=saved]")
-
-
-def saved(page: Any) -> None:
-    until(page, "document.querySelector('#saving').dataset.state === 'saved'")
 
 
 def values(site: Site) -> list[Any]:
