@@ -7,7 +7,7 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.templating import Jinja2Templates
 
-from labeling.database import accounts, queue, rounds
+from labeling.database import accounts, pools, queue, rounds
 from labeling.database.accounts import PASSWORD_LEAST, Right
 from review_app import api, board, copilot
 from review_app.access import PRE_LOGIN_COOKIE, Open, csrf_token, needs, new_form_token
@@ -261,8 +261,32 @@ def _people(request: Request, status: int = 200, **context: Any) -> Response:
         names=names,
         roles=roles,
         admin=admin,
+        pools=pools.pools(db),
+        labellers=[person for person in everybody if person.may(Right.LABEL)],
         **context,
     )
+
+
+@router.post("/people/pools")
+@needs(Right.MANAGE_QUEUE)
+def make_pool(request: Request, name: Annotated[str, Form(max_length=200)]) -> Response:
+    """Make a pool; its members are ticked afterwards."""
+    pools.make_pool(request.app.state.db, name, request.state.account.id)
+    return RedirectResponse("/people", 303)
+
+
+@router.post("/people/pools/{pool_id}")
+@needs(Right.MANAGE_QUEUE)
+def set_pool(
+    request: Request,
+    pool_id: int,
+    members: Annotated[list[Annotated[str, Form(max_length=16)]], Form(max_length=1000)] = [],  # noqa: B006
+) -> Response:
+    """Say who belongs to a pool; nobody ticked empties it."""
+    pools.set_members(
+        request.app.state.db, min(max(pool_id, 0), 2**31 - 1), members, request.state.account.id
+    )
+    return RedirectResponse("/people", 303)
 
 
 @router.post("/people/invitations")

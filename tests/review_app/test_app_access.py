@@ -66,6 +66,8 @@ EXPECTED: dict[tuple[str, str], set[Role | None]] = {
     ("GET", "/people"): INVITERS,
     ("POST", "/people/invitations"): INVITERS,
     ("POST", "/people/invitations/{invitation_id}/revoke"): INVITERS,
+    ("POST", "/people/pools"): LEADS,
+    ("POST", "/people/pools/{pool_id}"): LEADS,
     ("POST", "/people/{account_id}/close"): ADMINS,
     ("POST", "/people/{account_id}/role"): ADMINS,
 }
@@ -74,6 +76,7 @@ FILL = {
     "annotation_id": "d-0",
     "number": "1",
     "item_id": "1",
+    "pool_id": "1",
     "invitation_id": "1",
     "account_id": "a-000000",
 }
