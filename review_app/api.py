@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from labeling.database import accounts, queue, rounds
 from labeling.database.accounts import Account, Right
 from labeling.database.connection import Database
+from labeling.disagreement import spread
 from review_app import progress
 from review_app.access import Open, csrf_token, needs, session_cookie
 from schemas.errors import Forbidden
@@ -252,9 +253,15 @@ def flag(request: Request, body: FlagIn) -> dict[str, bool]:
 def disputes(
     request: Request, round: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None
 ) -> dict[str, Any]:
-    """Records that wait for an adjudicator, with every answer and no name."""
+    """Records that wait for an adjudicator, those furthest apart first, with every answer and no name."""
     found = queue.disputes(_db(request), _who(request).id, round)
-    return {"disputes": [_dispute(dispute) for dispute in found]}
+    distance = request.app.state.task.distance
+
+    def apart(dispute: queue.Dispute) -> float:
+        return spread([(card.action, card.value) for card in dispute.cards], distance)
+
+    # Sorted is stable: equally hard ones stay in the order quality assurance gave them.
+    return {"disputes": [_dispute(dispute) for dispute in sorted(found, key=apart, reverse=True)]}
 
 
 @router.post("/api/adjudications")

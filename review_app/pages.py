@@ -345,5 +345,6 @@ def schema_context(request: Request) -> dict[str, Any]:
         "tints": {label["name"]: label["colour"] for label in labels},
         "schema": schema,
         "editor": request.app.state.task.editor,
+        "rubric": request.app.state.task.rubric,
         "guideline": guideline_html(settings.folder.root / schema.guideline),
     }

@@ -867,11 +867,13 @@ def _previous(conn: Connection, assignment_id: int) -> dict[str, Any] | None:
     )
     if row is None:
         return None
+    scores = (_loaded(row["details_json"]) or {}).get("rubric")
     return {
         "action": row["action"],
         "value": _loaded(row["value_json"]),
         "comment": row["comment"],
         "not_sure": row["not_sure"],
+        **({"scores": scores} if scores else {}),
     }
 
 

@@ -1,6 +1,6 @@
 // The record page: shows one record, takes one decision, has the next one ready.
 
-import { annotator, call, copilotOn, editorName, newKey, Unreachable } from "./net.js";
+import { annotator, call, copilotOn, editorName, newKey, rubric, Unreachable } from "./net.js";
 import { Outbox } from "./outbox.js";
 import { duration, likely, percent, records, valueWords } from "./words.js";
 
@@ -420,6 +420,7 @@ function send(item, action, value, comment, place) {
     comment,
     not_sure: notSure,
     copilot: item.suggestion?.by === "copilot",
+    scores: action === "accept" || action === "correct" ? (editor.scores?.() ?? {}) : {},
   };
   decided.set(item.assignment_id, item.version);
   const step = { item, decision, answer: null, sent: null };
@@ -823,7 +824,7 @@ byId("guideline-search")?.addEventListener("input", (event) => {
 
 async function start() {
   const module = await import(`./editors/${editorName}.js`);
-  editor = module.mount({ labels, tints, decide: decideValue, container: parts.editor, text: parts.text, toast });
+  editor = module.mount({ labels, tints, decide: decideValue, container: parts.editor, text: parts.text, toast, rubric });
   if (editor.saveWord) parts.accept.querySelector("span").textContent = editor.saveWord;
   outbox.pump();
   loadProgress();

@@ -70,7 +70,8 @@ def test_the_next_record_is_on_the_screen_within_a_tenth_of_a_second(
             .observe(document.getElementById("text"), { childList: true, characterData: true, subtree: true });
         }"""
     )
-    for _ in range(25):
+    for number in range(25):
+        until(page, f"document.getElementById('text').textContent === 'Message number {number}'")
         page.keyboard.press("Enter")
         page.wait_for_timeout(30)
     times = sorted(page.evaluate("window.times"))
