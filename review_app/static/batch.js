@@ -185,7 +185,10 @@ function draw() {
   const head = element("div", "batch-head");
   const name = element("p", "suggested");
   name.append(element("span", "suggested-word", "All suggested as"), ...chips(group.labels));
-  const sort = element("button", "", order === "sure" ? "Surest first" : "Alike together");
+  const sort = element("button");
+  const key = element("kbd", "", "A");
+  key.setAttribute("aria-hidden", "true");
+  sort.append(key, document.createTextNode(order === "sure" ? "Put alike ones together" : "Put the surest first"));
   sort.type = "button";
   sort.setAttribute("aria-keyshortcuts", "A");
   sort.addEventListener("click", turn);

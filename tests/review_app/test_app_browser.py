@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from review_site import Server, Site
 from screen import finished, log_in, ready, saved, until
 
-from labeling.database import accounts, chain, queue, rounds
+from labeling.database import accounts, chain, pools, queue, rounds
 from schemas.review import Role, SignOff
 
 HOSTILE = (
@@ -518,13 +518,15 @@ def test_no_page_has_a_serious_accessibility_finding_or_scrolls_sideways(
 ) -> None:
     disputed(site)
     site.person("Root", Role.ADMIN)
-    site.round(5, number=2, blind_every=2)
+    site.round(5, number=2, blind_every=2, confidence=0.95)
+    nurses = pools.make_pool(site.db, "Nurses", site.person("Max", Role.MANAGER).id)
+    assert nurses
     server = serve(site.app(local_user=True, requests_per_s=10_000, logins_per_s=100))
     context = chromium.new_context(color_scheme=scheme, reduced_motion="reduce")
     page = context.new_page()
-    visited = {None: ["/login", "/nothing"], "Rea": ["/review", "/adjudication", "/history"]}
+    visited = {None: ["/login", "/nothing"], "Rea": ["/review", "/adjudication", "/history", "/batch", "/me"]}
     visited |= {
-        "Lea": ["/board", "/people", "/records", "/records?text=none", "/records/1"],
+        "Lea": ["/board", "/people", "/records", "/records?round=1", "/records?text=none", "/records/7"],
         "Root": ["/people"],
     }
     for name, paths in visited.items():
@@ -551,6 +553,17 @@ def test_no_page_has_a_serious_accessibility_finding_or_scrolls_sideways(
     page.keyboard.press("[")
     page.wait_for_selector("body[data-state=said]")
     look(page, "looking back")
+    page.goto(server.url + "/adjudication")
+    page.wait_for_selector("button.answer")
+    page.keyboard.press("e")
+    page.wait_for_selector("#compose:not([hidden])")
+    look(page, "another answer")
+    page.goto(server.url + "/batch")
+    page.wait_for_selector(".groups")
+    page.keyboard.press("1")
+    page.wait_for_selector(".batch-list")
+    page.keyboard.press("Space")
+    look(page, "a batch")
     context.close()
 
 
