@@ -192,7 +192,7 @@ function toast(words, undoable) {
 const HELPED_AHEAD = 3;
 const SETTLE_MS = 400; // Enter just after a late suggestion was meant for what was there before
 const helping = new Map(); // assignment -> promise
-let lateAt = 0;
+let lateAt = -Infinity;
 
 function needsHelp(item) {
   return copilotOn && !item.blind && item.suggestion === null && !helping.has(item.assignment_id);
