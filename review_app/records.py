@@ -1,11 +1,13 @@
 """Finding records and looking at one: filters, pages, whose a record is."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
+from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from labeling.database import accounts, finding, pools, queue, rounds
 from labeling.database.accounts import Right
@@ -27,7 +29,7 @@ STATE_WORDS = {
     State.FLAGGED: "Flagged",
 }
 ORDER_WORDS = {
-    Order.QUEUE: "As they come to people",
+    Order.QUEUE: "As queued",
     Order.UNSURE: "Least sure first",
     Order.SURE: "Surest first",
 }
@@ -36,75 +38,105 @@ FINDING_WORDS = {
     "annotator_disagreement": "People disagree",
 }
 
-Item = Annotated[int, Query(ge=1, le=2**31 - 1)]
-Words = Annotated[str, Query(max_length=200)]
-Percent = Annotated[str, Query(pattern=r"^\s*(100|[0-9]{1,2})?\s*$")]
-Number = Annotated[str, Query(pattern=r"^[0-9]{0,9}$")]
+Words = Annotated[str, StringConstraints(max_length=200)]
+Percent = Annotated[str, StringConstraints(pattern=r"^\s*(100|[0-9]{1,2})?\s*$")]
+Number = Annotated[str, StringConstraints(pattern=r"^[0-9]{0,9}$")]
+To = Annotated[str, StringConstraints(max_length=60, pattern=r"^(|pool:[0-9]{1,9}|person:.+)$")]
+
+
+class Filters(BaseModel):
+    """The fields of the search form, as text: an empty one does not matter."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    round: Number = ""
+    state: State = State.ALL
+    label: Words = ""
+    answer: Words = ""
+    who: Words = ""
+    kind: Words = ""
+    text: Words = ""
+    least: Percent = ""
+    most: Percent = ""
+    order: Order = Order.QUEUE
+    after: Annotated[str, StringConstraints(max_length=90)] = ""
+
+    def search(self, number: int, kinds: Mapping[str, set[str]]) -> Search:
+        """What the database is asked."""
+        return Search(
+            number=number,
+            state=self.state,
+            label=self.label,
+            answer=self.answer,
+            annotator=self.who,
+            record_ids=kinds.get(self.kind, set()) if self.kind else None,
+            text=self.text,
+            least=int(self.least) / 100 if self.least.strip() else None,
+            most=int(self.most) / 100 if self.most.strip() else None,
+            order=self.order,
+            after=self.after,
+        )
+
+    def told(self) -> dict[str, str]:
+        """The fields that say something, for links and hidden fields."""
+        return {key: str(value) for key, value in self.model_dump(mode="json").items() if value}
+
+
+class GiveFound(Filters):
+    """The search form again, with who gets what it finds."""
+
+    to: To = ""
 
 
 @router.get("/records")
 @needs(Right.FIND_RECORDS)
-def records_page(
-    request: Request,
-    round: Number = "",
-    state: State = State.ALL,
-    label: Words = "",
-    answer: Words = "",
-    who: Words = "",
-    kind: Words = "",
-    text: Words = "",
-    least: Percent = "",
-    most: Percent = "",
-    order: Order = Order.QUEUE,
-    after: Annotated[str, Query(max_length=60)] = "",
-) -> Response:
+def records_page(request: Request, filters: Annotated[Filters, Query()]) -> Response:
     """What fits the filters, a page at a time."""
     db = request.app.state.db
     numbers = rounds.round_numbers(db)
     if not numbers:
         return render(request, "records.html", numbers=[])
-    number = int(round) if round else numbers[-1]
+    number = int(filters.round) if filters.round else numbers[-1]
     viewer = request.state.account
     stands = rounds.state_of(db, number)
     sight = finding.sight_of(viewer, stands) if stands is not None else Sight.OWN
     kinds = _kinds(request, number)
-    search = Search(
-        number=number,
-        state=state,
-        label=label,
-        answer=answer,
-        annotator=who,
-        record_ids=kinds.get(kind, set()) if kind else None,
-        text=text,
-        least=int(least) / 100 if least.strip() else None,
-        most=int(most) / 100 if most.strip() else None,
-        order=order,
-        after=after,
-    )
+    search = filters.search(number, kinds)
     page = finding.find(db, viewer.id, search)
     names = _names(request)
+    labellers = [person for person in accounts.people(db) if person.may(Right.LABEL)]
     return render(
         request,
         "records.html",
         numbers=numbers,
         number=number,
-        search=search,
-        least=least.strip(),
-        most=most.strip(),
-        kind=kind,
+        filters=filters,
+        told=filters.told() | {"round": str(number)},
         kinds={name: FINDING_WORDS.get(name, name.replace("_", " ").capitalize()) for name in kinds},
         rows=[_row(found, names, stands) for found in page.found],
-        more=_link(request, page.after) if page.after else "",
+        more=f"/records?{urlencode(filters.told() | {'after': page.after})}" if page.after else "",
         narrowed=search != replace(Search(number=number), order=search.order, after=search.after),
-        people=[person for person in accounts.people(db) if person.may(Right.LABEL)]
-        if sight is Sight.ALL
-        else [],
+        people=labellers if sight is Sight.ALL else [],
+        may_give=viewer.may(Right.MANAGE_QUEUE) and stands in OPEN_STATES,
+        pools=pools.pools(db),
         names=names,
         states=STATE_WORDS,
         orders=ORDER_WORDS,
         state_words=STATES[stands.value] if stands is not None else "",
         **schema_context(request),
     )
+
+
+@router.post("/records/give")
+@needs(Right.MANAGE_QUEUE)
+def give_found(request: Request, form: Annotated[GiveFound, Form()]) -> Response:
+    """Say whose everything is that fits the filters and is not finished."""
+    number = int(form.round or 0)
+    found = finding.all_found(
+        request.app.state.db, request.state.account.id, form.search(number, _kinds(request, number))
+    )
+    _give(request, found, form.to)
+    return RedirectResponse(f"/records?{urlencode(Filters(**form.told()).told())}", 303)
 
 
 @router.get("/records/{item_id}")
@@ -152,21 +184,21 @@ def take(request: Request, item_id: int) -> Response:
 
 @router.post("/records/{item_id}/give")
 @needs(Right.MANAGE_QUEUE)
-def give(
-    request: Request,
-    item_id: int,
-    to: Annotated[str, Form(max_length=60, pattern=r"^(|pool:[0-9]{1,9}|person:.+)$")],
-) -> Response:
+def give(request: Request, item_id: int, to: Annotated[To, Form()]) -> Response:
     """Say whose the record is: anybody's, a pool's or one person's."""
+    _give(request, [min(max(item_id, 0), 2**31 - 1)], to)
+    return RedirectResponse(f"/records/{item_id}", 303)
+
+
+def _give(request: Request, item_ids: Sequence[int], to: str) -> None:
     kind, _, name = to.partition(":")
     pools.give_to(
         request.app.state.db,
-        min(max(item_id, 0), 2**31 - 1),
+        item_ids,
         by=request.state.account.id,
         pool_id=int(name) if kind == "pool" else None,
         account_id=name if kind == "person" else None,
     )
-    return RedirectResponse(f"/records/{item_id}", 303)
 
 
 def _none(request: Request) -> Response:
@@ -233,8 +265,3 @@ def _answer(answer: Answer, names: dict[str, str], state: RoundState | None) -> 
         "at": answer.decided_at.strftime("%d %b %H:%M UTC"),
         "changeable": answer.own and state in OPEN_STATES,
     }
-
-
-def _link(request: Request, after: str) -> str:
-    told = {key: value for key, value in request.query_params.items() if key != "after" and value}
-    return "/records?" + urlencode({**told, "after": after})

@@ -7,7 +7,7 @@ others', so that nobody is swayed; a lead sees every answer.
 import json
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -176,11 +176,25 @@ def find(db: Database, viewer_id: str, search: Search, *, limit: int = PAGE) -> 
                 expected="your own",
                 next_step="Leave the filter out.",
             )
-        query = _fitting(conn, viewer, sight, state, search, db.now())
+        query = _fitting(conn, viewer, sight, state, search)
         ids = list(conn.execute(query.limit(limit + 1)).scalars())
         found = _as_found(conn, ids[:limit], viewer, sight, state, db.now())
         after = _cursor(conn, found[-1], search.order) if len(ids) > limit else ""
     return Page(tuple(found), after)
+
+
+def all_found(db: Database, viewer_id: str, search: Search) -> list[int]:
+    """The item ids of everything that fits, whatever page it would be on; for those who manage the queue.
+
+    Raises:
+        Forbidden: This account does not.
+        QueueError: No such round.
+    """
+    with db.read() as conn:
+        viewer = accounts.require(conn, viewer_id, Right.MANAGE_QUEUE)
+        state = _state_of(conn, search.number)
+        query = _fitting(conn, viewer, sight_of(viewer, state), state, replace(search, after=""))
+        return list(conn.execute(query).scalars())
 
 
 def look(db: Database, viewer_id: str, item_id: int) -> Looked:
@@ -218,7 +232,7 @@ def sight_of(viewer: Account, state: RoundState) -> Sight:
 
 
 def _fitting(
-    conn: Connection, viewer: Account, sight: Sight, state: RoundState, search: Search, now: datetime
+    conn: Connection, viewer: Account, sight: Sight, state: RoundState, search: Search
 ) -> Select[Any]:
     query = select(_item.id).where(_item.round == search.number, _item.stage == REVIEW)
     own = search.state in (State.MINE, State.FLAGGED) or search.answer or search.annotator

@@ -11,8 +11,10 @@ from labeling.database.accounts import RIGHTS, Right
 from labeling.database.connection import Database
 from schemas.errors import QueueError
 from schemas.review import Role
+from schemas.values import content_hash
 
 _MOST_NAME = 80
+_BULK = 500
 
 _item = tables.queue_items.c
 _lease = tables.assignments.c
@@ -93,51 +95,76 @@ def set_members(db: Database, pool_id: int, account_ids: Collection[str], by: st
 
 
 def give_to(
-    db: Database, item_id: int, *, by: str, pool_id: int | None = None, account_id: str | None = None
-) -> None:
-    """Give one record to a pool or a person; neither means anybody. Others who held it undecided lose it.
+    db: Database,
+    item_ids: Sequence[int],
+    *,
+    by: str,
+    pool_id: int | None = None,
+    account_id: str | None = None,
+) -> int:
+    """Give records to a pool or a person; neither means anybody. Others who held them undecided lose them.
+
+    Returns:
+        How many records it changed; what is done stays as it is.
 
     Raises:
-        QueueError: No such record under review, pool or labeller.
+        QueueError: No such pool or labeller, or none of the records is open and under review.
         Forbidden: This person does not manage the queue.
     """
     with db.write() as conn:
         accounts.require(conn, by, Right.MANAGE_QUEUE)
-        item = conn.execute(
-            select(_item.id, _item.record_id).where(_item.id == item_id, _item.stage == "review")
-        ).one_or_none()
-        if item is None:
-            raise QueueError(
-                f"record {item_id}",
-                found="none",
-                expected="a record under review",
-                next_step="Reload the page.",
-            )
         if pool_id is not None:
             known = conn.execute(select(tables.pools.c.id).where(tables.pools.c.id == pool_id)).first()
             if known is None:
                 raise _no_pool(pool_id)
         if account_id is not None:
             _require_labeller(conn, account_id)
-        conn.execute(
-            tables.queue_items.update()
-            .where(_item.id == item_id)
-            .values(pool_id=pool_id, for_account=account_id)
-        )
-        may_keep = select(_account.id).where(exists().where(_item.id == item_id, open_to(_account.id)))
-        conn.execute(
-            tables.assignments.update()
-            .where(_lease.item_id == item_id, _lease.state == "leased", _lease.account_id.not_in(may_keep))
-            .values(state="released")
-        )
+        given: list[str] = []
+        for start in range(0, len(item_ids), _BULK):
+            given += _give(conn, item_ids[start : start + _BULK], pool_id, account_id)
+        if not given:
+            raise QueueError(
+                "records",
+                found="none that is open and under review",
+                expected="records that still wait for an answer",
+                next_step="Reload the page.",
+            )
         chain.append(
             conn,
             actor=by,
-            action="item.given",
-            object=f"record:{item.record_id}",
-            payload={"item_id": item_id, "pool_id": pool_id, "for_account": account_id},
+            action="items.given",
+            object=f"record:{given[0]}" if len(given) == 1 else "records",
+            payload={
+                "records": len(given),
+                "sha256": content_hash(sorted(given)),
+                "pool_id": pool_id,
+                "for_account": account_id,
+            },
             utc=db.now(),
         )
+    return len(given)
+
+
+def _give(
+    conn: Connection, item_ids: Sequence[int], pool_id: int | None, account_id: str | None
+) -> list[str]:
+    """Record ids of those that were open; a lease of somebody who may no longer decide ends."""
+    rows = conn.execute(
+        select(_item.id, _item.record_id).where(
+            _item.id.in_(item_ids), _item.stage == "review", _item.done.is_(False)
+        )
+    ).all()
+    ids = [row.id for row in rows]
+    conn.execute(
+        tables.queue_items.update().where(_item.id.in_(ids)).values(pool_id=pool_id, for_account=account_id)
+    )
+    theirs = exists().where(_item.id == _lease.item_id, open_to(_lease.account_id))
+    conn.execute(
+        tables.assignments.update()
+        .where(_lease.item_id.in_(ids), _lease.state == "leased", ~theirs)
+        .values(state="released")
+    )
+    return [row.record_id for row in rows]
 
 
 def open_to(annotator_id: str | ColumnElement[str]) -> ColumnElement[bool]:

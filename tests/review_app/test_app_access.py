@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from review_site import Site
 
-from labeling.database import accounts, queue, rounds
+from labeling.database import accounts, pools, queue, rounds
 from review_app import access
 from review_app.guard import CSP
 from schemas.errors import ProjectError
@@ -57,6 +57,7 @@ EXPECTED: dict[tuple[str, str], set[Role | None]] = {
     ("GET", "/me"): LABELLERS,
     ("POST", "/me"): LABELLERS,
     ("POST", "/records/{item_id}/give"): LEADS,
+    ("POST", "/records/give"): LEADS,
     ("POST", "/history/{annotation_id}/undo"): LABELLERS,
     ("GET", "/api/disputes"): ADJUDICATORS,
     ("POST", "/api/adjudications"): ADJUDICATORS,
@@ -201,6 +202,13 @@ def test_records_of_others_are_not_found_looked_at_or_taken(
     taken = bob.post("/records/2/take")
     assert taken.headers["location"].startswith("/review?first=")
     assert bob.post("/records/2/give", data={"to": ""}).status_code == 403
+    assert bob.post("/records/give", data={"round": "1", "to": ""}).status_code == 403
+    pool = pools.make_pool(site.db, "Nurses", accounts.people(site.db)[2].id)
+    given = lea.post(
+        "/records/give", data={"round": "1", "label": "Prescription refill", "to": f"pool:{pool}"}
+    )
+    assert given.headers["location"] == "/records?round=1&state=all&label=Prescription+refill&order=queue"
+    assert bob.get("/records").text.count('class="open"') == 0
 
 
 def test_an_unsafe_request_needs_the_token_of_its_own_session(

@@ -31,7 +31,7 @@ export function mount({ container, text, toast, rubric = [] }) {
     label.htmlFor = `pair-${field}`;
     const area = element("textarea", "pair");
     area.id = `pair-${field}`;
-    area.rows = field === "output" ? 4 : 2;
+    area.rows = field === "output" ? 3 : 1;
     area.dir = "auto";
     area.addEventListener("input", grow);
     areas[field] = area;

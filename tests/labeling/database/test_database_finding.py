@@ -185,7 +185,7 @@ def test_a_pool_s_record_is_found_by_its_members_only(clinic: Clinic) -> None:
     nurses = pools.make_pool(clinic.db, "Nurses", lea.id)
     pools.set_members(clinic.db, nurses, [ana.id], lea.id)
     (first, _) = finding.find(clinic.db, lea.id, Search(number=1)).found
-    pools.give_to(clinic.db, first.item_id, by=lea.id, pool_id=nurses)
+    pools.give_to(clinic.db, [first.item_id], by=lea.id, pool_id=nurses)
     assert ids(clinic, ana) == ["r0", "r1"]
     assert ids(clinic, bob) == ["r1"]
 

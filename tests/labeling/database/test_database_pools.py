@@ -4,7 +4,7 @@ import pytest
 from clinic import Clinic
 from sqlalchemy import select
 
-from labeling.database import accounts, chain, pools, queue, rounds, tables
+from labeling.database import accounts, chain, finding, pools, queue, rounds, tables
 from labeling.database.accounts import Account
 from labeling.database.pace import pace
 from schemas.errors import Forbidden, QueueError
@@ -51,13 +51,13 @@ def test_a_record_given_to_a_person_leaves_the_hands_of_others(clinic: Clinic) -
     ana, bob, lea = clinic.person("Ana"), clinic.person("Bob"), clinic.person("Lea", Role.MANAGER)
     clinic.round(2)
     assert got(clinic, ana) == ["r0", "r1"]
-    pools.give_to(clinic.db, item_id(clinic, "r0"), by=lea.id, account_id=bob.id)
+    pools.give_to(clinic.db, [item_id(clinic, "r0")], by=lea.id, account_id=bob.id)
     assert got(clinic, ana) == ["r1"]
     assert got(clinic, bob) == ["r0"]
-    pools.give_to(clinic.db, item_id(clinic, "r0"), by=lea.id)
+    pools.give_to(clinic.db, [item_id(clinic, "r0")], by=lea.id)
     assert got(clinic, bob) == ["r0"]
     acts = [entry["action"] for entry in chain.entries(clinic.db)]
-    assert acts.count("item.given") == 2
+    assert acts.count("items.given") == 2
     assert chain.verify_chain(clinic.db) == []
 
 
@@ -82,7 +82,7 @@ def test_only_who_manages_the_queue_makes_pools_and_gives_records(clinic: Clinic
     for act in (
         lambda: pools.make_pool(clinic.db, "Nurses", ana.id),
         lambda: pools.set_members(clinic.db, 1, [], root.id),
-        lambda: pools.give_to(clinic.db, item_id(clinic, "r0"), by=ana.id),
+        lambda: pools.give_to(clinic.db, [item_id(clinic, "r0")], by=ana.id),
     ):
         with pytest.raises(Forbidden):
             act()
@@ -92,9 +92,9 @@ def test_only_who_manages_the_queue_makes_pools_and_gives_records(clinic: Clinic
         lambda: pools.make_pool(clinic.db, " \n", lea.id),
         lambda: pools.set_members(clinic.db, nurses, [root.id], lea.id),
         lambda: pools.set_members(clinic.db, 99, [], lea.id),
-        lambda: pools.give_to(clinic.db, 99, by=lea.id),
-        lambda: pools.give_to(clinic.db, item_id(clinic, "r0"), by=lea.id, pool_id=99),
-        lambda: pools.give_to(clinic.db, item_id(clinic, "r0"), by=lea.id, account_id="a-000000"),
+        lambda: pools.give_to(clinic.db, [99], by=lea.id),
+        lambda: pools.give_to(clinic.db, [item_id(clinic, "r0")], by=lea.id, pool_id=99),
+        lambda: pools.give_to(clinic.db, [item_id(clinic, "r0")], by=lea.id, account_id="a-000000"),
     ):
         with pytest.raises(QueueError):
             wrong()
@@ -108,3 +108,15 @@ def test_a_control_record_is_shown_like_any_other_and_told_apart_in_the_table(cl
     clinic.send(ana, held)
     (row,) = queue.decisions_of_round(clinic.db, 1)
     assert row["purpose"] == "control"
+
+
+def test_everything_that_fits_a_search_is_given_at_once_but_what_is_done(clinic: Clinic) -> None:
+    ana, lea = clinic.person("Ana"), clinic.person("Lea", Role.MANAGER)
+    clinic.round(1_200)
+    clinic.decide(ana)
+    nurses = pools.make_pool(clinic.db, "Nurses", lea.id)
+    found = finding.all_found(clinic.db, lea.id, finding.Search(number=1, label="Refill"))
+    assert pools.give_to(clinic.db, found, by=lea.id, pool_id=nurses) == 1_199
+    assert got(clinic, ana) == []
+    with pytest.raises(Forbidden):
+        finding.all_found(clinic.db, ana.id, finding.Search(number=1))
