@@ -22,9 +22,9 @@ from countersign.output import say
 from deployments.services import Service, start_review_app, start_runner
 from labeling.database import accounts
 from labeling.database.opening import project_database
+from labeling.flagged import load_findings
 from labeling.paths import ProjectFolder
 from labeling.project_file import load_project
-from labeling.quality import load_findings
 from labeling.record_store import records_table
 from labeling.rehearsal import SimulatedPerson, erring, work_together
 from labeling.score_store import calls_so_far

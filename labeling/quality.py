@@ -27,10 +27,12 @@ from labeling.consensus import majority
 from labeling.database import rounds
 from labeling.database.connection import Database
 from labeling.database.queue import decisions_of_round
+from labeling.findings import Finding
+from labeling.flagged import load_findings
 from labeling.iterating import slice_accuracy
 from labeling.paths import ProjectFolder
 from labeling.record_store import Vectors
-from labeling.reviewing import settled_values
+from labeling.reviewing import known_values, settled_values
 from labeling.screening import find
 from labeling.storage import Table, read_json, write_json
 from labeling.suggesting import load_suggestions
@@ -82,9 +84,10 @@ def _plain(value: Any) -> Any:
 
 
 def opinions(annotations: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
-    """Decisions by record, skips left out."""
+    """Decisions by record; skips are left out, and control records, which check people and are no data."""
     by_record: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in annotations.filter(pl.col("action") != Action.SKIP.value).iter_rows(named=True):
+    told = (pl.col("action") != Action.SKIP.value) & (pl.col("purpose") != Purpose.CONTROL.value)
+    for row in annotations.filter(told).iter_rows(named=True):
         by_record[row["record_id"]].append(row)
     return by_record
 
@@ -148,10 +151,11 @@ def dispute_reasons(
         for finding in findings
         if finding["record_id"] is not None and finding["kind"] != "annotator_disagreement"
     ]
+    control = set(annotations.filter(pl.col("purpose") == Purpose.CONTROL.value)["record_id"])
     for finding in sorted(suspicious, key=lambda entry: -(entry["score"] or 0.0)):
         if budget <= 0:
             break
-        if finding["record_id"] not in reasons:
+        if finding["record_id"] not in control and finding["record_id"] not in reasons:
             reasons[finding["record_id"]] = finding["sentence"]
             budget -= 1
     return reasons
@@ -171,6 +175,7 @@ def start_quality(
     table = Table(folder.round(number).findings, tables.findings(project.label_schema.task))
     if not table.exists:
         found = find(project, folder, number, annotations, vectors)
+        found += control_findings(annotations, _known_controls(project, folder, annotations))
         table.append([_finding_row(number, entry) for entry in found], meta={"round": number})
     findings = list(load_findings(project, folder, number).iter_rows(named=True))
     if rounds.state_of(db, number) is RoundState.SIGNED:
@@ -178,6 +183,37 @@ def start_quality(
         if reasons:
             rounds.start_adjudication(db, number, reasons)
     return {"findings": len(findings), "missing": rounds.missing(db, number)}
+
+
+def _known_controls(project: Project, folder: ProjectFolder, annotations: pl.DataFrame) -> dict[str, Value]:
+    control = annotations.filter(pl.col("purpose") == Purpose.CONTROL.value)["record_id"].unique().to_list()
+    return known_values(project, folder, control) if control else {}
+
+
+def control_findings(annotations: pl.DataFrame, known: Mapping[str, Value]) -> list[Finding]:
+    """One finding a person who answered control records otherwise than their source knows them; skips do not count."""
+    right: Counter[str] = Counter()
+    told: Counter[str] = Counter()
+    wrong: dict[str, list[str]] = defaultdict(list)
+    for row in annotations.filter(pl.col("action") != Action.SKIP.value).iter_rows(named=True):
+        if row["purpose"] != Purpose.CONTROL.value or row["record_id"] not in known:
+            continue
+        who = row["annotator_id"]
+        told[who] += 1
+        if canonical_json(row["value"]) == canonical_json(known[row["record_id"]]):
+            right[who] += 1
+        else:
+            wrong[who].append(row["record_id"])
+    return [
+        Finding(
+            record_id=None,
+            kind="control",
+            score=1.0 - right[who] / told[who],
+            sentence=f"{who} answered {right[who]} of {told[who]} control records as their source knows them.",
+            evidence=wrong[who],
+        )
+        for who in sorted(wrong)
+    ]
 
 
 def _finding_row(number: int, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,12 +228,6 @@ def _finding_row(number: int, entry: Mapping[str, Any]) -> dict[str, Any]:
         "state": "open",
         "settled_by": None,
     }
-
-
-def load_findings(project: Project, folder: ProjectFolder, number: int) -> pl.DataFrame:
-    """Findings of a round as they stand: an outcome is a later row of the same finding, and the last one counts."""
-    table = Table(folder.round(number).findings, tables.findings(project.label_schema.task))
-    return table.read().group_by("finding_id", maintain_order=True).last().select(table.schema.names)
 
 
 def _settle_findings(

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from labeling.database import chain
 from labeling.database.connection import Database
 from labeling.expectations import SPLITS, Check, check, suite, suite_hash
+from labeling.flagged import load_findings
 from labeling.near_duplicates import leakage_safe_split, near_duplicate_groups
 from labeling.paths import ProjectFolder
-from labeling.quality import load_findings
 from labeling.record_store import record_ids, rows_of
 from labeling.storage import (
     Table,

@@ -6,8 +6,8 @@ from typing import Any
 import polars as pl
 
 from labeling.database.connection import Database
+from labeling.flagged import load_findings
 from labeling.paths import ProjectFolder
-from labeling.quality import load_findings
 from labeling.report import ReportFigures, render_report
 from labeling.reviewing import settled_values
 from labeling.setup import load_plan

@@ -11,13 +11,14 @@ from labeling.database import rounds
 from labeling.database.connection import Database
 from labeling.database.queue import decisions_of_round
 from labeling.paths import ProjectFolder
-from labeling.record_store import Vectors, record_ids, texts_of
+from labeling.record_store import Vectors, record_ids, rows_of, texts_of
 from labeling.selection import cold_start, simple_random_sample, uncertain_and_diverse
 from labeling.storage import Table, read_json, write_json
 from labeling.suggesting import load_suggestions
 from schemas import tables
 from schemas.project import Project
 from schemas.review import Purpose, QueueItem, RoundState, Seen
+from schemas.values import label_names
 
 CONFIDENCE_SHOWN_FROM = 100  # reviewed records, below which a confidence is "not yet known"
 ACTOR = "flow"
@@ -123,7 +124,9 @@ def _choose(
         blind = simple_random_sample(rest, extra, project.seed + 10 + number)
         rest = [record_id for record_id in rest if record_id not in set(blind)]
         want -= extra
-    chosen = _least_sure(project, folder, number, rest, want, vectors)
+    control = _draw_control(project, folder, number, rest)
+    rest = [record_id for record_id in rest if record_id not in set(control)]
+    chosen = _least_sure(project, folder, number, rest, min(want, len(rest)), vectors)
     order = {record_id: rank for rank, record_id in enumerate(chosen)}
     everyone = [*chosen, *blind]
     several = set(
@@ -132,25 +135,64 @@ def _choose(
         )
     )
     # Random records are strewn evenly among the selected ones, so that nobody can tell them by their place.
-    places = {
-        record_id: (rank + 0.5) * max(len(chosen), 1) / len(blind) for rank, record_id in enumerate(blind)
-    }
+    places = {**_strewn(blind, len(chosen)), **_strewn(control, len(chosen))}
+    pool_of = _routed(project, folder, number, [*everyone, *control])
     items = []
-    for record_id in everyone:
+    for record_id in [*everyone, *control]:
         overlap = project.review.overlap if record_id in several else 1
-        is_blind = record_id in places
-        purpose = Purpose.AUDIT if is_blind else Purpose.OVERLAP if overlap > 1 else Purpose.SELECTED
-        place = places[record_id] if is_blind else float(order[record_id])
+        purpose = Purpose.OVERLAP if overlap > 1 else Purpose.SELECTED
+        if record_id in set(control):
+            purpose = Purpose.CONTROL
+        elif record_id in places:
+            purpose = Purpose.AUDIT
+        place = places.get(record_id, float(order.get(record_id, 0)))
         items.append(
             QueueItem(
                 record_id=record_id,
                 purpose=purpose,
-                seen=Seen.BLIND if is_blind else Seen.ASSISTED,
+                seen=Seen.BLIND if purpose is Purpose.AUDIT else Seen.ASSISTED,
                 priority=1.0 - place / (len(everyone) + 1),
                 overlap=overlap,
+                pool=pool_of.get(record_id),
             ).model_dump(mode="json")
         )
     return items
+
+
+def _strewn(drawn: Sequence[str], among: int) -> dict[str, float]:
+    return {record_id: (rank + 0.5) * max(among, 1) / len(drawn) for rank, record_id in enumerate(drawn)}
+
+
+def _draw_control(project: Project, folder: ProjectFolder, number: int, rest: Sequence[str]) -> list[str]:
+    """Records whose label the source knows, drawn anew each round: they check people, and nobody can tell them."""
+    if not project.review.control_records:
+        return []
+    known = set(known_values(project, folder, rest))
+    drawable = [record_id for record_id in rest if record_id in known]
+    most = min(project.review.control_records, len(drawable))
+    return simple_random_sample(drawable, most, project.seed + 200 + number)
+
+
+def known_values(project: Project, folder: ProjectFolder, wanted: Collection[str]) -> dict[str, Any]:
+    """What the sources say about records, where they say something."""
+    rows = rows_of(project, folder, wanted, ["gold"]).filter(pl.col("gold").is_not_null())
+    return dict(rows.select("record_id", "gold").iter_rows())
+
+
+def _routed(project: Project, folder: ProjectFolder, number: int, wanted: Sequence[str]) -> dict[str, str]:
+    """The pool of each record that one of the project's routes fits."""
+    if not project.review.routes:
+        return {}
+    source_of = dict(rows_of(project, folder, wanted, ["source"]).select("record_id", "source").iter_rows())
+    suggested = dict(load_suggestions(project, folder, number, ["record_id", "value"]).iter_rows())
+    pool_of: dict[str, str] = {}
+    for record_id in wanted:
+        labels = label_names(suggested[record_id]) or [] if record_id in suggested else []
+        for route in project.review.routes:
+            if source_of[record_id] == route.source or route.label in labels:
+                pool_of[record_id] = route.pool
+                break
+    return pool_of
 
 
 def _least_sure(
@@ -241,7 +283,9 @@ def round_figures(project: Project, db: Database, number: int) -> Mapping[str, A
     assisted = [
         row
         for row in decisions
-        if row["seen"] == Seen.ASSISTED.value and row["action"] in ("accept", "correct")
+        if row["seen"] == Seen.ASSISTED.value
+        and row["action"] in ("accept", "correct")
+        and row["purpose"] != Purpose.CONTROL.value
     ]
     accepted = sum(row["action"] == "accept" for row in assisted)
     return {

@@ -307,8 +307,11 @@ class Table:
             yield part, self.read_part(part, columns)
 
     def read_part(self, part: Part, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        """The rows of one part, verified."""
-        table = pq.read_table(self._checked(part), columns=list(columns) if columns else None)
+        """The rows of one part, verified; columns that came after the part was written are null."""
+        wanted = list(columns) if columns else None
+        if part.version < TABLES_VERSION:
+            return _as_now(self._checked(part), self.schema, wanted)
+        table = pq.read_table(self._checked(part), columns=wanted)
         frame = pl.from_arrow(table)
         assert isinstance(frame, pl.DataFrame)
         return frame
@@ -328,6 +331,18 @@ class Table:
         for row in self.read().drop(*leave_out).sort(sort_by).iter_rows(named=True):
             digest.update(json.dumps(row, sort_keys=True, default=str).encode())
         return digest.hexdigest()
+
+
+def _as_now(file: Path, schema: pa.Schema, wanted: list[str] | None) -> pl.DataFrame:
+    """A part of an older layout, with the columns that came since as nulls."""
+    have = set(pq.read_schema(file).names)
+    table = pq.read_table(file, columns=None if wanted is None else [name for name in wanted if name in have])
+    for field in schema:
+        if field.name not in have and field.nullable and (wanted is None or field.name in wanted):
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    frame = pl.from_arrow(table.select(wanted) if wanted else table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
 
 
 def _newer(manifest: Path, line: int, version: object) -> StorageError:

@@ -8,8 +8,8 @@ import polars as pl
 from labeling.database import chain, rounds
 from labeling.database.connection import Database
 from labeling.database.queue import decisions_of_round
+from labeling.flagged import load_findings
 from labeling.paths import ProjectFolder
-from labeling.quality import load_findings
 from labeling.record_store import records_table
 from labeling.storage import Table, read_json, sha256_of
 from labeling.task_types import task_type
@@ -84,6 +84,7 @@ def trace(project: Project, folder: ProjectFolder, db: Database, wanted: str) ->
                             "seconds",
                             "comment",
                             "supersedes",
+                            "details_json",
                         )
                         if payload.get(key) is not None
                     },

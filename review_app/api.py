@@ -1,5 +1,6 @@
 """The JSON interface that the pages use, and simulated annotators too; review_app/README.md documents it."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -8,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from labeling.database import accounts, queue, rounds
 from labeling.database.accounts import Account, Right
 from labeling.database.connection import Database
+from labeling.disagreement import spread
 from review_app import progress
 from review_app.access import Open, csrf_token, needs, session_cookie
 from schemas.errors import Forbidden
@@ -137,13 +139,17 @@ def next_records(
     request: Request,
     count: Annotated[int, Query(ge=1, le=50)] = 1,
     round: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
+    first: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
 ) -> dict[str, Any]:
     """Up to `count` records reserved for this person, the next one first; an empty list means nothing is
-    left.
+    left. `first`: an assignment that comes before all others, if this person still holds it.
     """
     lease_s = request.app.state.settings.project.review.lease_s
     held = queue.prefetch(_db(request), _who(request).id, round, count=count, lease_s=lease_s)
-    return {"items": [_shown(assignment) for assignment in held]}
+    chosen = None if first is None else queue.assignment(_db(request), _who(request).id, first)
+    if chosen is not None:
+        held = [chosen, *(one for one in held if one.assignment_id != first)][:count]
+    return {"items": [shown(assignment) for assignment in held]}
 
 
 @router.post("/api/decisions")
@@ -156,6 +162,7 @@ def decide(request: Request, body: DecisionIn) -> dict[str, Any]:
         body,
         check_value=_check(request),
         normal=request.app.state.task.normal,
+        rubric=request.app.state.task.rubric,
     )
     return _decided(out)
 
@@ -177,15 +184,17 @@ def undo(request: Request, body: UndoIn) -> dict[str, Any]:
     return {
         "undone": out.annotation_id,
         "record_id": out.record_id,
-        "item": None if out.assignment is None else _shown(out.assignment),
+        "item": None if out.assignment is None else shown(out.assignment),
     }
 
 
 @router.get("/api/progress")
 @needs(Right.LABEL)
-def own_progress(request: Request) -> dict[str, Any]:
-    """How far the round is and what is left for this person."""
-    return progress.of_person(_db(request), _who(request).id)
+def own_progress(request: Request, since: datetime | None = None) -> dict[str, Any]:
+    """How far the round is, what is left for this person, and what they did `since` their day began."""
+    goal = request.app.state.settings.project.review.daily_goal
+    day = None if since is None else since if since.tzinfo is not None else since.replace(tzinfo=UTC)
+    return progress.of_person(_db(request), _who(request).id, since=day, project_goal=goal)
 
 
 @router.get("/api/history")
@@ -244,9 +253,15 @@ def flag(request: Request, body: FlagIn) -> dict[str, bool]:
 def disputes(
     request: Request, round: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None
 ) -> dict[str, Any]:
-    """Records that wait for an adjudicator, with every answer and no name."""
+    """Records that wait for an adjudicator, those furthest apart first, with every answer and no name."""
     found = queue.disputes(_db(request), _who(request).id, round)
-    return {"disputes": [_dispute(dispute) for dispute in found]}
+    distance = request.app.state.task.distance
+
+    def apart(dispute: queue.Dispute) -> float:
+        return spread([(card.action, card.value) for card in dispute.cards], distance)
+
+    # Sorted is stable: equally hard ones stay in the order quality assurance gave them.
+    return {"disputes": [_dispute(dispute) for dispute in sorted(found, key=apart, reverse=True)]}
 
 
 @router.post("/api/adjudications")
@@ -317,7 +332,7 @@ def _session(account: Account, token: str) -> dict[str, Any]:
     }
 
 
-def _shown(assignment: queue.Assignment) -> dict[str, Any]:
+def shown(assignment: queue.Assignment) -> dict[str, Any]:
     """What the browser may know of a record: not its purpose, which would tell control and audit items apart."""
     return {
         "assignment_id": assignment.assignment_id,

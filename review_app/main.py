@@ -11,11 +11,13 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
+from labeling.copilot import Copilot
 from labeling.database.connection import open_database
 from labeling.database.queue import CheckValue, DecisionConflict
 from labeling.paths import ProjectFolder
 from labeling.task_types import task_type
-from review_app import api, pages
+from review_app import api, batches, copilot, pages, records
+from review_app import settings as own_settings
 from review_app.access import NotLoggedIn, gatekeeper
 from review_app.board import LiveFigures
 from review_app.guard import LOOPBACK, Guard
@@ -94,9 +96,14 @@ def create_app(settings: AppSettings) -> FastAPI:
     task = task_type(settings.project)
     app.state.settings = settings
     app.state.task = task
+    app.state.copilot = Copilot(settings.project, settings.folder)
     app.state.check_value = settings.check_value or task.check
     app.include_router(api.router)
     app.include_router(pages.router)
+    app.include_router(records.router)
+    app.include_router(batches.router)
+    app.include_router(copilot.router)
+    app.include_router(own_settings.router)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     app.add_middleware(
         Guard,

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.templating import Jinja2Templates
 
-from labeling.database import accounts, queue, rounds
+from labeling.database import accounts, pools, queue, rounds
 from labeling.database.accounts import PASSWORD_LEAST, Right
-from review_app import api, board
+from review_app import api, board, copilot
 from review_app.access import PRE_LOGIN_COOKIE, Open, csrf_token, needs, new_form_token
 from review_app.guard import REPORT_CSP
 from review_app.wording import guideline_html, value_words
@@ -173,14 +173,14 @@ def home(request: Request) -> Response:
 @needs(Right.LABEL)
 def review_page(request: Request) -> Response:
     """The page that people look at six hours a day."""
-    return render(request, "review.html", **_schema(request))
+    return render(request, "review.html", copilot=copilot.wanted(request), **schema_context(request))
 
 
 @router.get("/adjudication")
 @needs(Right.ADJUDICATE)
 def adjudication_page(request: Request) -> Response:
     """Disputed records, every answer side by side without names."""
-    return render(request, "adjudication.html", **_schema(request))
+    return render(request, "adjudication.html", **schema_context(request))
 
 
 @router.get("/history")
@@ -263,8 +263,32 @@ def _people(request: Request, status: int = 200, **context: Any) -> Response:
         names=names,
         roles=roles,
         admin=admin,
+        pools=pools.pools(db),
+        labellers=[person for person in everybody if person.may(Right.LABEL)],
         **context,
     )
+
+
+@router.post("/people/pools")
+@needs(Right.MANAGE_QUEUE)
+def make_pool(request: Request, name: Annotated[str, Form(max_length=200)]) -> Response:
+    """Make a pool; its members are ticked afterwards."""
+    pools.make_pool(request.app.state.db, name, request.state.account.id)
+    return RedirectResponse("/people", 303)
+
+
+@router.post("/people/pools/{pool_id}")
+@needs(Right.MANAGE_QUEUE)
+def set_pool(
+    request: Request,
+    pool_id: int,
+    members: Annotated[list[Annotated[str, Form(max_length=16)]], Form(max_length=1000)] = [],  # noqa: B006
+) -> Response:
+    """Say who belongs to a pool; nobody ticked empties it."""
+    pools.set_members(
+        request.app.state.db, min(max(pool_id, 0), 2**31 - 1), members, request.state.account.id
+    )
+    return RedirectResponse("/people", 303)
 
 
 @router.post("/people/invitations")
@@ -304,7 +328,8 @@ def change_role(request: Request, account_id: str, role: Annotated[Role, Form()]
     return RedirectResponse("/people", 303)
 
 
-def _schema(request: Request) -> dict[str, Any]:
+def schema_context(request: Request) -> dict[str, Any]:
+    """Labels with their keys and colours, and the guideline: what pages about records need."""
     settings = request.app.state.settings
     schema = settings.project.label_schema
     labels = [
@@ -319,7 +344,9 @@ def _schema(request: Request) -> dict[str, Any]:
     ]
     return {
         "labels": labels,
+        "tints": {label["name"]: label["colour"] for label in labels},
         "schema": schema,
         "editor": request.app.state.task.editor,
+        "rubric": request.app.state.task.rubric,
         "guideline": guideline_html(settings.folder.root / schema.guideline),
     }

@@ -1,14 +1,30 @@
 """How far a round is, in the words a reviewer reads."""
 
+from datetime import datetime, timedelta
 from typing import Any
 
 from labeling.database.connection import Database
-from labeling.database.pace import pace
+from labeling.database.pace import done_since, pace
+from labeling.database.preferences import preferences
+
+_LONGEST_DAY = timedelta(hours=50)  # a browser's midnight is never longer ago, whatever its clock says
 
 
-def of_person(db: Database, annotator_id: str) -> dict[str, Any]:
-    """Counts and the two sentences of the record page's head; `words` never promises more than is known."""
+def of_person(
+    db: Database, annotator_id: str, *, since: datetime | None = None, project_goal: int | None = None
+) -> dict[str, Any]:
+    """Counts, pace and goal as the record page shows them.
+
+    Args:
+        db: The database.
+        annotator_id: Account id.
+        since: When this person's day began, by their browser; None takes the last 24 hours.
+        project_goal: Records a day, for those who set no goal of their own.
+    """
     now = pace(db, annotator_id)
+    own_goal = preferences(db, annotator_id).daily_goal
+    oldest = db.now() - _LONGEST_DAY
+    day = db.now() - timedelta(hours=24) if since is None else max(since, oldest)
     return {
         "round": now.round,
         "state": None if now.state is None else now.state.value,
@@ -20,6 +36,8 @@ def of_person(db: Database, annotator_id: str) -> dict[str, Any]:
         "seconds_total": now.seconds_total,
         "eta_s": None if now.seconds is None else now.seconds * now.share,
         "at_work": now.at_work,
+        "today": done_since(db, annotator_id, day),
+        "goal": (project_goal if own_goal is None else own_goal) or None,
     }
 
 

@@ -40,3 +40,31 @@ def value_words(action: Action, value: Any) -> str:
             return ", ".join(value)
         return f"{len(value)} span" + ("" if len(value) == 1 else "s")
     return str(value.get("instruction", ""))[:60] if isinstance(value, dict) else "No answer"
+
+
+def value_lines(value: Any) -> list[tuple[str, str]]:
+    """The parts of a value as (label, words), one a line; spans and pairs are told in full.
+
+    >>> value_lines(["Billing", "Refill"]), value_lines([])
+    ([('Billing', ''), ('Refill', '')], [('', 'nothing')])
+    """
+    if isinstance(value, str):
+        return [(value, "")]
+    if isinstance(value, list):
+        if not value:
+            return [("", "nothing")]
+        return [(part, "") if isinstance(part, str) else (part["label"], part["quote"]) for part in value]
+    if isinstance(value, dict):
+        return [("", f"{field.capitalize()}: {words}") for field, words in value.items() if words]
+    return []
+
+
+def likely_words(confidence: float | None) -> str:
+    """A confidence as static/words.js says it.
+
+    >>> likely_words(0.718), likely_words(None)
+    ('72 % likely right', 'how likely right: not yet known')
+    """
+    if confidence is None:
+        return "how likely right: not yet known"
+    return f"{min(99, max(1, round(confidence * 100)))} % likely right"

@@ -187,6 +187,20 @@ class Setup(_Section):
     )
 
 
+class Route(_Section):
+    """Records that go to one pool of people: of a source, or suggested as a label. The first that fits counts."""
+
+    pool: Name = Field(description="Name of the pool; the lead says on the People page who belongs to it.")
+    source: str | None = Field(default=None, description="A source's path as under sources.")
+    label: LabelName | None = Field(default=None, description="A label that is suggested for the record.")
+
+    @model_validator(mode="after")
+    def _says_which_records(self) -> Self:
+        if (self.source is None) == (self.label is None):
+            raise ValueError("a route names a source or a label, one of the two")
+        return self
+
+
 class Review(_Section):
     """How much people look at, and who sees what."""
 
@@ -200,6 +214,27 @@ class Review(_Section):
     overlap_share: Share = Field(default=0.2, description="Share of records that several annotators label.")
     overlap: int = Field(default=2, ge=2, le=10, description="How many annotators see an overlap record.")
     lease_s: int = Field(default=900, ge=30, description="Seconds a record stays reserved for one annotator.")
+    batch_from: float | None = Field(
+        default=0.9,
+        gt=0.5,
+        le=1.0,
+        description="Confidence from which alike records may be accepted together; none = one by one only.",
+    )
+    batch_records: int = Field(default=20, ge=2, le=100, description="Most records accepted together.")
+    copilot: bool = Field(
+        default=True,
+        description="Suggest as a record opens where nothing is suggested yet, from the answers of the last hour.",
+    )
+    control_records: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="Records with a known label mixed into each round; they check people and never become data.",
+    )
+    routes: tuple[Route, ...] = Field(default=(), description="Records that go to a pool of people.")
+    daily_goal: int | None = Field(
+        default=None, ge=1, le=10_000, description="Records a day and person; everybody may set their own."
+    )
 
 
 class Iteration(_Section):
@@ -298,3 +333,15 @@ class Project(_Section):
     seed: int = Field(default=20260101, ge=0, le=2**31 - 1)
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _routes_lead_somewhere(self) -> Self:
+        sources = [source.path for source in self.sources]
+        for route in self.review.routes:
+            if route.source is not None and route.source not in sources:
+                raise ValueError(f"a route for source {route.source!r}; the sources are {', '.join(sources)}")
+            if route.label is not None and route.label not in self.label_schema.names:
+                raise ValueError(
+                    f"a route for label {route.label!r}; the labels are {', '.join(self.label_schema.names)}"
+                )
+        return self

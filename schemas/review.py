@@ -73,6 +73,16 @@ class QueueItem(BaseModel):
     seen: Seen = Field(description="blind: the suggestion must not be shown, nor be derivable from the page.")
     priority: float = Field(description="Higher comes first.")
     overlap: int = Field(default=1, ge=1, description="How many different annotators shall decide.")
+    pool: str | None = Field(default=None, description="Only people of this pool get it; none = anybody.")
+
+
+class BatchIn(BaseModel):
+    """The batch a decision was made in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
+    size: int = Field(ge=1, le=100, description="Records accepted together; seconds is each one's share.")
 
 
 class DecisionIn(BaseModel):
@@ -88,6 +98,11 @@ class DecisionIn(BaseModel):
     seconds: float = Field(ge=0, le=86_400, description="Time the record was on the screen.")
     comment: Annotated[str, StringConstraints(max_length=4000)] = ""
     not_sure: bool = False
+    batch: BatchIn | None = Field(default=None, description="Accepted together with records alike.")
+    copilot: bool = Field(default=False, description="The suggestion on the screen was the co-pilot's.")
+    scores: dict[str, Annotated[int, Field(ge=1, le=5)]] = Field(
+        default_factory=dict, max_length=10, description="Rubric, by what is scored."
+    )
 
 
 class SignOff(BaseModel):

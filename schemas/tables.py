@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from schemas.values import VALUE_TYPES, TaskType
 
-TABLES_VERSION = 1
+TABLES_VERSION = 2  # 2: annotations.details
 
 _ID = pa.string()
 _TIME = pa.timestamp("us", tz="UTC")
@@ -109,7 +109,10 @@ def rejected(_task: TaskType) -> pa.Schema:
 
 
 def annotations(task: TaskType) -> pa.Schema:
-    """One person's submitted decision, from the signed round. Sorted by audit_seq."""
+    """One person's submitted decision, from the signed round. Sorted by audit_seq.
+
+    `details` is JSON: {"batch": {id, size}, "copilot": {…}, "rubric": {name: 1 to 5}}, null where there is nothing.
+    """
     return pa.schema(
         [
             _required("annotation_id", _ID),
@@ -126,6 +129,7 @@ def annotations(task: TaskType) -> pa.Schema:
             _required("not_sure", pa.bool_()),
             _required("audit_seq", pa.int64()),
             _required("rehearsal", pa.bool_()),
+            pa.field("details", pa.string()),
         ]
     )
 

@@ -59,3 +59,16 @@ def canonical_json(value: object) -> str:
 def content_hash(value: object) -> str:
     """SHA-256 (hex) of the canonical JSON of a value."""
     return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def label_names(value: Value) -> list[str] | None:
+    """The labels inside a value, sorted, each once; None for a value that has none by its kind (pairs).
+
+    >>> label_names("Refill"), label_names([]), label_names({"instruction": "", "input": "", "output": ""})
+    (['Refill'], [], None)
+    """
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list):
+        return sorted({part if isinstance(part, str) else part["label"] for part in value})
+    return None

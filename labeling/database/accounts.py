@@ -45,6 +45,7 @@ class Right(StrEnum):
 
     LABEL = "label"
     ADJUDICATE = "adjudicate"
+    FIND_RECORDS = "find records"
     SEE_BOARD = "see the board"
     MANAGE_QUEUE = "manage the queue"
     SIGN = "sign gates"
@@ -55,11 +56,12 @@ class Right(StrEnum):
 
 
 RIGHTS: dict[Role, frozenset[Right]] = {
-    Role.ANNOTATOR: frozenset({Right.LABEL}),
-    Role.REVIEWER: frozenset({Right.LABEL, Right.ADJUDICATE}),
+    Role.ANNOTATOR: frozenset({Right.LABEL, Right.FIND_RECORDS}),
+    Role.REVIEWER: frozenset({Right.LABEL, Right.FIND_RECORDS, Right.ADJUDICATE}),
     Role.MANAGER: frozenset(
         {
             Right.LABEL,
+            Right.FIND_RECORDS,
             Right.ADJUDICATE,
             Right.SEE_BOARD,
             Right.MANAGE_QUEUE,
@@ -69,7 +71,7 @@ RIGHTS: dict[Role, frozenset[Right]] = {
         }
     ),
     Role.ADMIN: frozenset({Right.MANAGE_ACCOUNTS, Right.INVITE_LABELLERS}),
-    Role.AUDITOR: frozenset({Right.SEE_BOARD, Right.READ_AUDIT}),
+    Role.AUDITOR: frozenset({Right.SEE_BOARD, Right.FIND_RECORDS, Right.READ_AUDIT}),
 }
 
 

@@ -215,12 +215,17 @@ def _verify_stamp(conn: Connection) -> list[str]:
 
 
 def row_payload(table: Table, row: Mapping[str, Any] | RowMapping) -> dict[str, Any]:
-    """What the audit entry of a row commits to: all its columns but its own number and the entry's."""
+    """What the audit entry of a row commits to: all its columns but its own number and the entry's.
+
+    A column that came later is told only where it says something: rows older than it committed without it.
+    """
     payload: dict[str, Any] = {}
     for column in table.columns:
         if column.name in ("id", "audit_seq"):
             continue
         value = row[column.name]
+        if value is None and column.name in tables.LATER_COLUMNS:
+            continue
         payload[column.name] = tables.utc_text(value) if isinstance(value, datetime) else value
     return payload
 

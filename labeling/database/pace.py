@@ -1,13 +1,14 @@
 """How far one person is in the round they label, and how long the rest will take them."""
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from statistics import median
 
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import Connection, exists, func, or_, select
 
 from labeling.database import tables
 from labeling.database.connection import Database
+from labeling.database.pools import kept_from
 from labeling.database.queue import LABELLING_STATES, REVIEW
 from schemas.review import RoundState
 
@@ -69,9 +70,10 @@ def pace(db: Database, annotator_id: str) -> Pace:
         waiting = counts[False].items if False in counts else 0
         wanted = int(counts[False].wanted) if False in counts else 0
         own, own_waiting = _own(conn, annotator_id, number)
+        elsewhere = kept_from(conn, annotator_id, number)
         recent, total = _seconds(conn, annotator_id, number)
         at_work = _at_work(conn, annotator_id, number, db)
-    left = waiting - own_waiting if state.value in LABELLING_STATES else 0
+    left = max(0, waiting - own_waiting - elsewhere) if state.value in LABELLING_STATES else 0
     return Pace(
         round=number,
         state=state,
@@ -84,6 +86,20 @@ def pace(db: Database, annotator_id: str) -> Pace:
         seconds_total=total,
         at_work=at_work,
     )
+
+
+def done_since(db: Database, annotator_id: str, since: datetime) -> int:
+    """Standing decisions of a person since a moment, in every round; skips are not work done."""
+    superseding = tables.decisions.alias()
+    query = select(func.count()).where(
+        _row.annotator_id == annotator_id,
+        _row.kind == "decision",
+        _row.action != "skip",
+        _row.decided_at >= since,
+        ~exists().where(superseding.c.supersedes == _row.annotation_id),
+    )
+    with db.read() as conn:
+        return int(conn.execute(query).scalar_one())
 
 
 def _round(conn: Connection) -> tuple[int, RoundState] | None:

@@ -18,6 +18,8 @@ from sqlalchemy import Connection, RowMapping, Select, exists, func, or_, select
 from labeling.database import accounts, chain, statements, tables
 from labeling.database.accounts import Right
 from labeling.database.connection import Database
+from labeling.database.details import made_how
+from labeling.database.statements import open_to
 from schemas.errors import Forbidden, QueueError, VersionConflict
 from schemas.review import Action, DecisionIn, Purpose, RoundState, Seen
 from schemas.values import Value, canonical_json
@@ -231,6 +233,49 @@ def prefetch(
     return db.together(lease)
 
 
+def take_chosen(
+    db: Database, annotator_id: str, item_ids: Sequence[int], *, lease_s: float = LEASE_S
+) -> list[Assignment]:
+    """Reserve exactly these records for this person, as far as they are free for them; in the order given.
+
+    Records they hold already stay theirs; what is done, with others, or not theirs to take is left out.
+    """
+    with db.write() as conn:
+        accounts.require(conn, annotator_id, Right.LABEL, lock=True)
+        now = db.now()
+        until = now + timedelta(seconds=lease_s)
+        free = _free_for(conn, annotator_id, item_ids, _labelling_rounds(conn, None), now)
+        _lease_to(conn, annotator_id, free, now=now, until=until)
+        rows = {
+            row["item_id"]: row
+            for row in conn.execute(
+                statements.assignments().where(
+                    _lease.account_id == annotator_id, _lease.item_id.in_(item_ids), statements.active(now)
+                )
+            ).mappings()
+        }
+        return _as_assignments(conn, [rows[item_id] for item_id in item_ids if item_id in rows], annotator_id)
+
+
+def assignment(db: Database, annotator_id: str, assignment_id: int) -> Assignment | None:
+    """A record this person holds undecided; None when it is not (or no longer) with them."""
+    with db.read() as conn:
+        row = (
+            conn.execute(
+                statements.assignments().where(
+                    _lease.id == assignment_id,
+                    _lease.account_id == annotator_id,
+                    statements.active(db.now()),
+                    _item.stage == REVIEW,
+                    tables.rounds.c.state.in_(LABELLING_STATES),
+                )
+            )
+            .mappings()
+            .one_or_none()
+        )
+        return None if row is None else _as_assignments(conn, [row], annotator_id)[0]
+
+
 def release(db: Database, annotator_id: str) -> int:
     """Give back everything this person holds undecided (logging out); returns how many."""
     with db.write() as conn:
@@ -249,6 +294,7 @@ def decide(
     *,
     check_value: CheckValue,
     normal: Normal = _as_it_is,
+    rubric: Sequence[str] = (),
 ) -> DecisionOut:
     """Store one decision: its row, its audit entry and the item's counts in one transaction.
 
@@ -260,6 +306,7 @@ def decide(
         decision: What the browser sent.
         check_value: Says whether a value is legal for a text.
         normal: The one spelling of a legal value (lists sorted); stored instead of what was sent.
+        rubric: What a value of this project is scored on.
 
     Raises:
         DecisionConflict: The record changed or went to somebody else since it was shown; nothing was stored.
@@ -280,7 +327,7 @@ def decide(
         item = _lock_item(conn, held["item_id"])
         now = db.now()
         _refuse_if_changed(conn, held, item, decision, now)
-        suggested = _suggested(item)
+        suggested, details = made_how(conn, item, annotator_id, decision, _suggested(item), rubric)
         action, value = _settle_action(decision, suggested, item["text"], check_value, normal)
         return _store(
             conn,
@@ -296,6 +343,7 @@ def decide(
             key=decision.idempotency_key,
             now=now,
             rehearsal=rehearsal,
+            details=details,
         )
 
     return db.together(store)
@@ -652,6 +700,39 @@ def _take(
     return taken
 
 
+def _free_for(
+    conn: Connection, annotator_id: str, item_ids: Sequence[int], rounds: Sequence[int], now: datetime
+) -> list[int]:
+    """Those of the items that this person may take or has in hands, in the order given."""
+    locked = (
+        conn.execute(
+            select(_item.id, _item.overlap, _item.done)
+            .where(_item.id.in_(item_ids), _item.stage == REVIEW, _item.round.in_(rounds))
+            .where(open_to(annotator_id))
+            .with_for_update()
+        )
+        .mappings()
+        .all()
+    )
+    decided = set(
+        conn.execute(
+            select(_lease.item_id).where(
+                _lease.account_id == annotator_id,
+                _lease.item_id.in_(item_ids),
+                _lease.state.in_(("decided", "skipped")),
+            )
+        ).scalars()
+    )
+    free = {
+        row["id"]
+        for row in locked
+        if not row["done"]
+        and row["id"] not in decided
+        and _taken_by_others(conn, row["id"], annotator_id, now) < row["overlap"]
+    }
+    return [item_id for item_id in item_ids if item_id in free]
+
+
 def _lease_to(
     conn: Connection, annotator_id: str, item_ids: Sequence[int], *, now: datetime, until: datetime
 ) -> None:
@@ -729,11 +810,13 @@ def _previous(conn: Connection, assignment_id: int) -> dict[str, Any] | None:
     )
     if row is None:
         return None
+    scores = (_loaded(row["details_json"]) or {}).get("rubric")
     return {
         "action": row["action"],
         "value": _loaded(row["value_json"]),
         "comment": row["comment"],
         "not_sure": row["not_sure"],
+        **({"scores": scores} if scores else {}),
     }
 
 
@@ -919,6 +1002,7 @@ def _store(
     key: str,
     now: datetime,
     rehearsal: bool,
+    details: str | None = None,
 ) -> DecisionOut:
     row = {
         "annotation_id": f"d-{secrets.token_hex(8)}",
@@ -942,6 +1026,7 @@ def _store(
         "supersedes": None,
         "decided_at": now,
         "rehearsal": rehearsal,
+        "details_json": details,
     }
     skipped = action is Action.SKIP
     conn.execute(
@@ -1036,6 +1121,7 @@ def _supersede(conn: Connection, target: RowMapping, held: RowMapping, *, key: s
         "decided_at": now,
         "seconds": 0.0,
         "comment": "",
+        "details_json": None,
     }
     del row["id"], row["audit_seq"]
     return chain.record_row(
@@ -1087,6 +1173,7 @@ def _as_annotation(row: RowMapping) -> dict[str, Any]:
         "not_sure": row["not_sure"],
         "audit_seq": row["audit_seq"],
         "rehearsal": row["rehearsal"],
+        "details": row["details_json"],
     }
 
 

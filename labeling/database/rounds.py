@@ -18,6 +18,7 @@ from sqlalchemy import Connection, RowMapping, and_, exists, func, select
 from labeling.database import accounts, chain, queue, tables
 from labeling.database.accounts import RIGHTS, Right
 from labeling.database.connection import Database, is_rehearsal
+from labeling.database.pools import pool_ids, without_takers
 from labeling.database.queue import ADJUDICATION, LABELLING_STATES, REVIEW
 from schemas.errors import GateRefused, QueueError
 from schemas.review import Action, GateRecord, Purpose, QueueItem, Role, RoundState, Seen, SignOff, Verdict
@@ -544,6 +545,7 @@ def _add_batch(db: Database, number: int, items: Sequence[QueueItem], content: C
         new = {item.record_id: item for item in items if item.record_id not in there}
         if not new:
             return 0
+        to_pool = pool_ids(conn, [item.pool for item in new.values() if item.pool], db, actor)
         rows = []
         for record_id, item in new.items():
             text, suggestion = content[record_id]
@@ -559,6 +561,7 @@ def _add_batch(db: Database, number: int, items: Sequence[QueueItem], content: C
                     overlap=item.overlap,
                     text=text,
                     suggestion_json=None if hidden else canonical_json(suggestion),
+                    pool_id=None if item.pool is None else to_pool[item.pool],
                 )
             )
         conn.execute(tables.queue_items.insert(), rows)
@@ -595,6 +598,7 @@ def _item_row(
     text: str,
     suggestion_json: str | None,
     reason: str = "",
+    pool_id: int | None = None,
 ) -> dict[str, Any]:
     return {
         "round": number,
@@ -611,6 +615,20 @@ def _item_row(
         "version": 0,
         "decided": 0,
         "done": False,
+        **_found_by(suggestion_json),
+        "pool_id": pool_id,
+        "for_account": None,
+    }
+
+
+def _found_by(suggestion_json: str | None) -> dict[str, Any]:
+    """The columns by which an item is found, out of its suggestion."""
+    if suggestion_json is None:
+        return {"confidence": None, "suggested_labels": None}
+    suggestion = json.loads(suggestion_json)
+    return {
+        "confidence": suggestion.get("confidence"),
+        "suggested_labels": tables.joined_labels(suggestion["value"]),
     }
 
 
@@ -816,6 +834,13 @@ def _missing_decisions(conn: Connection, number: int) -> list[str]:
         sentences.append(
             f"{_records(len(stuck))} {'was' if len(stuck) == 1 else 'were'} skipped and nobody is left: a "
             f"reviewer has to undo a skip or another annotator be invited ({named})."
+        )
+    lost = without_takers(conn, number)
+    if lost:
+        named = ", ".join(lost[:_NAMED]) + (" …" if len(lost) > _NAMED else "")
+        sentences.append(
+            f"{_records(len(lost))} {_waits(len(lost))} for a person or pool in which too few are left to decide: "
+            f"add people to the pool, or give the record to somebody else ({named})."
         )
     labellers = _labellers(conn)
     crowded = conn.execute(

@@ -17,6 +17,7 @@ _account = tables.accounts.c
 _item = tables.queue_items.c
 _lease = tables.assignments.c
 _row = tables.decisions.c
+_member = tables.pool_members.c
 
 _who: BindParameter[Any] = bindparam("who")
 _number: BindParameter[Any] = bindparam("in_round")
@@ -48,8 +49,18 @@ def assignments() -> Select[Any]:
     )
 
 
-def _active() -> ColumnElement[bool]:
-    return and_(_lease.state == "leased", _lease.expires_at > _now)
+def open_to(annotator_id: "str | ColumnElement[str] | BindParameter[Any]") -> ColumnElement[bool]:
+    """Of `queue_items`: the record is anybody's, this person's, or a pool's that they belong to."""
+    member = exists().where(_member.pool_id == _item.pool_id, _member.account_id == annotator_id)
+    return and_(
+        or_(_item.for_account.is_(None), _item.for_account == annotator_id),
+        or_(_item.pool_id.is_(None), member),
+    )
+
+
+def active(now: Any = _now) -> ColumnElement[bool]:
+    """Of `assignments`: in somebody's hands."""
+    return and_(_lease.state == "leased", _lease.expires_at > now)
 
 
 # Parameters: who
@@ -59,7 +70,7 @@ ACCOUNT_LOCKED = ACCOUNT.with_for_update()
 # Parameters: who, at[, in_round]. What came back by undo (version > 0) is wanted first.
 HELD = (
     assignments()
-    .where(_lease.account_id == _who, _active())
+    .where(_lease.account_id == _who, active())
     .where(_item.stage == REVIEW, tables.rounds.c.state.in_(LABELLING_STATES))
     .order_by((_lease.version > 0).desc(), _item.round, _item.priority.desc(), _item.id)
 )
@@ -87,18 +98,18 @@ PROLONG = (
 )
 
 _leases = (
-    select(func.count()).select_from(tables.assignments).where(_lease.item_id == _item.id, _active())
+    select(func.count()).select_from(tables.assignments).where(_lease.item_id == _item.id, active())
 ).scalar_subquery()
 _seen_by_me = (
     exists()
     .where(_lease.item_id == _item.id, _lease.account_id == _who)
-    .where(or_(_lease.state.in_(("decided", "skipped")), _active()))
+    .where(or_(_lease.state.in_(("decided", "skipped")), active()))
 )
 _free = and_(_item.done.is_(False), _leases + _item.decided < _item.overlap)
 # Records that may be leased, the most urgent first. Parameters: in_round, who, at, wanted
 CANDIDATES = (
     select(_item.id)
-    .where(_item.round == _number, _item.stage == REVIEW, _free, ~_seen_by_me)
+    .where(_item.round == _number, _item.stage == REVIEW, _free, ~_seen_by_me, open_to(_who))
     .order_by(_item.priority.desc(), _item.id)
     .limit(bindparam("wanted"))
     .with_for_update(skip_locked=True)
@@ -135,7 +146,7 @@ TAKEN_BY_OTHERS = (
     select(func.count())
     .select_from(tables.assignments)
     .where(_lease.item_id == bindparam("item"), _lease.account_id != _who)
-    .where(or_(_lease.state == "decided", _active()))
+    .where(or_(_lease.state == "decided", active()))
 )
 # Parameters: assignment, to_state, to_version
 END_LEASE = (

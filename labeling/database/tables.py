@@ -25,7 +25,9 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
-REVISION = "0001"  # the Alembic head this code was written for
+from schemas.values import label_names
+
+REVISION = "0002"  # the Alembic head this code was written for
 
 metadata = MetaData(
     naming_convention={
@@ -122,6 +124,29 @@ login_failures = Table(
     Column("since", Utc, nullable=False),
 )
 
+pools = Table(
+    "pools",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(80), nullable=False),
+    Column("name_key", String(240), nullable=False, unique=True),
+)
+
+pool_members = Table(
+    "pool_members",
+    metadata,
+    Column("pool_id", Integer, ForeignKey("pools.id"), primary_key=True),
+    Column("account_id", String(16), ForeignKey("accounts.id"), primary_key=True, index=True),
+)
+
+preferences = Table(
+    "preferences",
+    metadata,
+    Column("account_id", String(16), ForeignKey("accounts.id"), primary_key=True),
+    Column("key", String(40), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
 rounds = Table(
     "rounds",
     metadata,
@@ -149,6 +174,12 @@ queue_items = Table(
     Column("version", Integer, nullable=False),  # grows when what a person sees of the item changes
     Column("decided", Integer, nullable=False),  # standing decisions that are not skips
     Column("done", Boolean, nullable=False),  # decided >= overlap
+    # Copies out of suggestion_json, so that finding and batches need not read every suggestion.
+    Column("confidence", Double),
+    Column("suggested_labels", Text),  # see `joined_labels`
+    # Whose it is: both null means anybody's.
+    Column("pool_id", Integer, ForeignKey("pools.id")),
+    Column("for_account", String(16), ForeignKey("accounts.id")),
     UniqueConstraint("round", "stage", "record_id"),
     CheckConstraint("overlap >= 1", name="overlap_positive"),
     CheckConstraint("decided >= 0", name="decided_not_negative"),
@@ -162,6 +193,25 @@ Index(
     queue_items.c.priority.desc(),
     queue_items.c.id,
 )
+
+Index(
+    "ix_queue_items_sure",
+    queue_items.c.round,
+    queue_items.c.stage,
+    queue_items.c.confidence,
+    queue_items.c.id,
+)
+Index(
+    "ix_queue_items_alike",
+    queue_items.c.round,
+    queue_items.c.stage,
+    queue_items.c.suggested_labels,
+    queue_items.c.confidence,
+    queue_items.c.id,
+)
+
+_routed = queue_items.c.pool_id.is_not(None) | queue_items.c.for_account.is_not(None)
+Index("ix_queue_items_routed", queue_items.c.round, sqlite_where=_routed, postgresql_where=_routed)
 
 assignments = Table(
     "assignments",
@@ -203,8 +253,21 @@ decisions = Table(
     Column("decided_at", Utc, nullable=False),
     Column("rehearsal", Boolean, nullable=False),
     Column("audit_seq", Integer, ForeignKey("audit.seq"), nullable=False, unique=True),
+    Column("details_json", Text),  # what else belongs to it (batch, co-pilot, rubric); null: nothing
     UniqueConstraint("annotator_id", "idempotency_key"),
     Index("ix_decisions_round_annotator_id", "round", "annotator_id"),
+)
+
+copilot_suggestions = Table(
+    "copilot_suggestions",
+    metadata,
+    # What the co-pilot showed one person on one record; made once, so that a decision can say what was shown.
+    Column("id", Integer, primary_key=True),
+    Column("item_id", Integer, ForeignKey("queue_items.id"), nullable=False),
+    Column("account_id", String(16), ForeignKey("accounts.id"), nullable=False),
+    Column("suggestion_json", Text, nullable=False),
+    Column("at", Utc, nullable=False),
+    UniqueConstraint("item_id", "account_id"),
 )
 
 comments = Table(
@@ -288,3 +351,20 @@ audit_head = Table(
 )
 
 APPEND_ONLY = ("decisions", "gates", "comments", "flags", "settings_versions", "audit")
+# Columns that rows written before them do not have; left out of an audit entry where they are null.
+LATER_COLUMNS = frozenset({"details_json"})
+
+
+def joined_labels(value: Any) -> str | None:
+    """The labels inside a suggested value as one text that can be grouped, and searched for one label.
+
+    Every label is enclosed in unit separators, which no label holds; None where a value has no labels at all (pairs).
+
+    >>> joined_labels(["Billing", "Refill"]) == SEPARATOR + "Billing" + SEPARATOR + "Refill" + SEPARATOR
+    True
+    """
+    names = label_names(value)
+    return None if names is None else SEPARATOR + "".join(name + SEPARATOR for name in names)
+
+
+SEPARATOR = "\x1f"

@@ -27,7 +27,8 @@ def lock() -> dict[str, dict[str, Any]]:
 
 def cached(name: str) -> Path:
     """Where a model of the lock lies; another version's weights lie elsewhere, so neither is taken for damage."""
-    return paths.models() / lock()[name]["gguf_sha256"][:12] / f"{name}.gguf"
+    digest: str = lock()[name]["gguf_sha256"]
+    return paths.models() / digest[:12] / f"{name}.gguf"
 
 
 def model_file(name: str, *, fetch: bool = False) -> Path:

@@ -16,6 +16,7 @@ class TaskTypeProtocol(Protocol):
 
     labels: tuple[str, ...]
     editor: str  # name of the review page's editor module
+    rubric: tuple[str, ...]  # what a value is scored on, each from 1 to 5; empty: nothing
     one_token: bool  # a suggestion is read from one token's label distribution
     export_names: tuple[str, ...]  # columns of the training table, beside record_id and text
 

@@ -1,6 +1,8 @@
-// Disputes one after the other: the record once, every answer as a card without a name, one key a card.
+// Disputes one after the other, the furthest apart first: the record once, every answer as a card without a name, what differs
+// marked, one key a card; and another answer can be made here with the same editor as on the record page.
 
-import { call, newKey, Unreachable } from "./net.js";
+import { difference } from "./differences.js";
+import { call, editorName, newKey, Unreachable } from "./net.js";
 import { valueWords } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
@@ -8,10 +10,18 @@ const box = byId("dispute");
 const tints = new Map(
   Array.from(byId("labels-template").content.querySelectorAll("[data-label]"), (one) => [one.dataset.label, one.className]),
 );
+const definitions = new Map(
+  Array.from(byId("labels-template").content.querySelectorAll("[data-label]"), (one) => [one.dataset.label, one.dataset.definition]),
+);
+const guideline = Array.from(byId("guideline-template").content.children);
+const compose = byId("compose");
+const labels = Array.from(compose.querySelectorAll("[data-label]"));
+const PASSAGES = 3; // of the guideline, at most
 let waiting = [];
 let choices = [];
 let shownAt = 0;
 let busy = false;
+let editor = null;
 
 function element(tag, className, text) {
   const made = document.createElement(tag);
@@ -25,10 +35,12 @@ function notice(words) {
   byId("notice").hidden = !words;
 }
 
+let toastTimer = 0;
 function toast(words) {
+  clearTimeout(toastTimer);
   byId("toast").textContent = words;
   byId("toast").hidden = false;
-  setTimeout(() => (byId("toast").hidden = true), 4000);
+  toastTimer = setTimeout(() => (byId("toast").hidden = true), 4000);
 }
 
 async function load() {
@@ -64,64 +76,101 @@ function options(dispute) {
   return Array.from(found.values()).sort((a, b) => b.who.length - a.who.length);
 }
 
+// What is the same in every answer, and what is not
+
+const partKey = (part) => (typeof part === "string" ? part : `${part.start}-${part.end}-${part.label}`);
+
+/** Labels or spans that not every answer has. */
+function disputedParts() {
+  const lists = choices.filter((one) => Array.isArray(one.value)).map((one) => one.value.map(partKey));
+  const counts = new Map();
+  for (const key of lists.flat()) counts.set(key, (counts.get(key) ?? 0) + 1);
+  const all = choices.length;
+  return new Set(Array.from(counts).filter(([, count]) => count < all).map(([key]) => key));
+}
+
+/** The text with the places marked where the spans of the answers differ. */
+function drawText(node, text, disputed) {
+  const points = Array.from(text);
+  const places = choices
+    .flatMap((one) => (Array.isArray(one.value) ? one.value : []))
+    .filter((part) => typeof part === "object" && disputed.has(partKey(part)));
+  if (!places.length) {
+    node.textContent = text;
+    return;
+  }
+  const cuts = new Set([0, points.length]);
+  for (const span of places) cuts.add(span.start).add(span.end);
+  const edges = Array.from(cuts).sort((a, b) => a - b);
+  node.replaceChildren(
+    ...edges.slice(0, -1).map((start, index) => {
+      const piece = points.slice(start, edges[index + 1]).join("");
+      const differs = places.some((span) => span.start <= start && span.end >= edges[index + 1]);
+      return differs ? element("mark", "differs", piece) : document.createTextNode(piece);
+    }),
+  );
+}
+
 function show() {
   byId("open-count").textContent = waiting.length ? `${waiting.length} open` : "";
+  compose.hidden = true;
   const dispute = waiting[0];
   if (!dispute) {
+    choices = [];
     const empty = element("div", "card empty");
     empty.append(element("h2", "", "No dispute is open"), element("p", "", "What quality assurance sends back appears here."));
     box.replaceChildren(empty);
     return;
   }
   choices = options(dispute);
-  // What an annotator could have chosen and nobody did is still a possible answer.
-  const others = Array.from(tints.keys()).filter((name) => !choices.some((one) => one.value === name));
+  const disputed = disputedParts();
   const card = element("div", "card dispute");
   card.append(element("p", "muted", dispute.reason));
-  const text = element("p", "text", dispute.text);
+  const text = element("p", "text");
   text.dir = "auto";
+  drawText(text, dispute.text, disputed);
   card.append(text);
   for (const remark of dispute.remarks) card.append(element("p", "remark", `“${remark}”`));
   const cards = element("div", "cards");
-  choices.forEach((choice, at) => cards.append(cardOf(choice, at)));
-  const more = element("details", "more");
-  more.append(element("summary", "", "Another answer"));
-  const rest = element("div", "choices");
-  if (typeof choices[0]?.value === "string") {
-    for (const name of others) {
-      const button = element("button", "choice");
-      button.type = "button";
-      button.append(element("span", tints.get(name), name));
-      button.addEventListener("click", () => settle(name));
-      rest.append(button);
-    }
-  }
+  choices.forEach((choice, at) => cards.append(cardOf(choice, at, disputed)));
   const reason = element("label", "", "Why (kept with the answer; needed for “cannot be labelled”)");
   reason.htmlFor = "why";
   const why = element("textarea");
   why.id = "why";
   why.rows = 2;
   why.maxLength = 4000;
-  const none = element("button", "", "Cannot be labelled");
+  const more = element("div", "buttons");
+  const another = element("button");
+  another.type = "button";
+  another.id = "another";
+  another.setAttribute("aria-keyshortcuts", "E");
+  another.append(element("kbd", "", "E"), document.createTextNode(" Another answer"));
+  another.addEventListener("click", writeAnother);
+  const none = element("button");
   none.type = "button";
+  none.setAttribute("aria-keyshortcuts", "X");
+  none.append(element("kbd", "", "X"), document.createTextNode(" Cannot be labelled"));
   none.addEventListener("click", () => settle(null));
-  rest.append(none);
-  more.append(rest);
-  box.replaceChildren(card, cards, reason, why, more);
+  more.append(another, none);
+  box.replaceChildren(card, cards, ...passages(), reason, why, more);
   box.focus({ preventScroll: true });
   shownAt = performance.now();
 }
 
-function cardOf(choice, at) {
+function cardOf(choice, at, disputed) {
   const button = element("button", "answer");
   button.type = "button";
   const head = element("span", "answer-head");
   const key = element("kbd", "", String(at + 1));
   key.setAttribute("aria-hidden", "true");
-  const words = valueWords(choice.action, choice.value);
-  head.append(key, element("span", tints.get(words) ?? "chip", words));
-  button.append(head);
-  for (const line of parts(choice.value)) button.append(element("span", "part", line));
+  head.append(key);
+  if (typeof choice.value === "string" || !choice.value || !choice.value.length) {
+    const words = valueWords(choice.action, choice.value);
+    head.append(choice.value?.output === undefined ? element("span", tints.get(words) ?? "chip", words) : element("span", "", "Pair"));
+  } else if (typeof choice.value[0] === "string") {
+    head.append(...choice.value.map((name) => partOf(element("span", tints.get(name) ?? "chip", name), disputed.has(name))));
+  } else head.append(element("span", "", choice.value.length === 1 ? "1 span" : `${choice.value.length} spans`));
+  button.append(head, ...lines(choice, disputed));
   const counts = new Map();
   for (const who of choice.who) counts.set(who, (counts.get(who) ?? 0) + 1);
   const said = Array.from(counts, ([who, count]) => (count > 1 ? `${count} × ${who}` : who)).join(", ");
@@ -131,12 +180,103 @@ function cardOf(choice, at) {
   return button;
 }
 
-/** Spans and pairs line by line. */
-function parts(value) {
-  if (Array.isArray(value)) return value.filter((one) => one.label).map((one) => `${one.label}: ${one.quote}`);
-  if (value && typeof value === "object") return Object.entries(value).map(([field, words]) => `${field}: ${words}`);
-  return [];
+function partOf(node, differs) {
+  if (differs) {
+    node.classList.add("differs");
+    node.append(element("span", "sr", " (not in every answer)"));
+  }
+  return node;
 }
+
+/** Spans line by line, pairs field by field with the words marked that the first answer does not have. */
+function lines(choice, disputed) {
+  const value = choice.value;
+  if (Array.isArray(value)) {
+    return value
+      .filter((part) => typeof part === "object")
+      .map((part) => {
+        const line = element("span", "part");
+        line.append(element("span", tints.get(part.label) ?? "chip", part.label), document.createTextNode(" "), partOf(element("span", "quoted", part.quote), disputed.has(partKey(part))));
+        return line;
+      });
+  }
+  if (!value || typeof value !== "object") return [];
+  const first = choices.find((one) => one.value?.output !== undefined).value;
+  return Object.entries(value).map(([field, words]) => {
+    const line = element("span", "part");
+    line.append(element("span", "muted", `${field}: `));
+    for (const [kind, piece] of difference(first[field] ?? "", words)) {
+      if (kind === "same") line.append(document.createTextNode(piece));
+      else if (kind === "added") line.append(element("mark", "differs", piece));
+    }
+    return line;
+  });
+}
+
+// The guideline beside the question
+
+const labelsIn = (value) =>
+  typeof value === "string" ? [value] : Array.isArray(value) ? value.map((part) => (typeof part === "string" ? part : part.label)) : [];
+
+/** Definitions of the labels in dispute, and what the guideline says about them. */
+function passages() {
+  const names = [...new Set(choices.flatMap((one) => labelsIn(one.value)))];
+  const told = names.filter((name) => definitions.get(name));
+  const quoted = guideline
+    .filter((block) => /^(P|UL|OL|TABLE|BLOCKQUOTE)$/.test(block.tagName))
+    .filter((block) => names.some((name) => block.textContent.toLowerCase().includes(name.toLowerCase())))
+    .slice(0, PASSAGES);
+  if (!told.length && !quoted.length) return [];
+  const section = element("section", "card passages");
+  section.append(element("h2", "", "What the guideline says"));
+  for (const name of told) {
+    const line = element("p");
+    line.append(element("span", tints.get(name) ?? "chip", name), document.createTextNode(` ${definitions.get(name)}`));
+    section.append(line);
+  }
+  for (const block of quoted) section.append(element("blockquote", "", block.textContent.trim()));
+  return [section];
+}
+
+// Another answer
+
+async function writeAnother() {
+  const dispute = waiting[0];
+  if (!dispute || busy) return;
+  if (!editor) {
+    const module = await import(`./editors/${editorName}.js`);
+    editor = module.mount({
+      labels,
+      tints: new Map(labels.map((button) => [button.dataset.label, button.className.match(/tint-\d/)[0]])),
+      decide: (value) => settle(value),
+      container: byId("compose-editor"),
+      text: byId("compose-text"),
+      toast,
+      rubric: [],
+    });
+  }
+  compose.hidden = false;
+  byId("compose-save").hidden = editor.enterAccepts;
+  const start = choices.find((one) => one.action !== "reject");
+  editor.show({ text: dispute.text, suggestion: null, previous: null }, byId("compose-text"), start ? { value: start.value } : null);
+  byId("compose-text").focus();
+  compose.scrollIntoView({ block: "nearest" });
+}
+
+function saveAnother() {
+  const value = editor.current();
+  if (value === null || value === undefined) return;
+  settle(value);
+}
+
+function leaveAnother() {
+  compose.hidden = true;
+  editor?.hide();
+  box.focus({ preventScroll: true });
+}
+
+byId("compose-save").addEventListener("click", saveAnother);
+byId("compose-leave").addEventListener("click", leaveAnother);
 
 async function settle(value) {
   const dispute = waiting[0];
@@ -144,7 +284,7 @@ async function settle(value) {
   const comment = byId("why").value.trim();
   if (value === null && !comment) {
     byId("why").focus();
-    notice("Say why this record cannot be labelled.");
+    notice("Say why this record cannot be labelled, then press X again.");
     return;
   }
   busy = true;
@@ -166,6 +306,7 @@ async function settle(value) {
       if (answer.status === 409) await load();
       return;
     }
+    editor?.hide();
     waiting.shift();
     toast(`${value === null ? "Cannot be labelled" : valueWords("correct", value)} settled · U to undo`);
     show();
@@ -193,14 +334,44 @@ async function undo() {
   }
 }
 
+function composing(event, writing) {
+  if (event.key === "Escape") {
+    if (writing) byId("compose-text").focus();
+    else leaveAnother();
+    return true;
+  }
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    saveAnother();
+    return true;
+  }
+  if (editor.key(event, writing)) return true;
+  if (event.key === "Enter" && !writing && !event.target.matches("button, a, summary") && !editor.enterAccepts) {
+    saveAnother();
+    return true;
+  }
+  return false;
+}
+
 document.addEventListener("keydown", (event) => {
-  if (event.target.matches("input, textarea") || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  if (document.querySelector("dialog[open]")) return;
+  const writing = event.target.matches("input, textarea");
+  if (!compose.hidden && event.target.id !== "why") {
+    if (composing(event, writing)) event.preventDefault();
+    return;
+  }
+  if (event.key === "Escape" && writing) box.focus({ preventScroll: true });
+  if (writing || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   const digit = /^(?:Digit|Numpad)([1-9])$/.exec(event.code)?.[1];
+  const key = event.key.toLowerCase();
   if (digit && choices[Number(digit) - 1]) {
     const choice = choices[Number(digit) - 1];
-    event.preventDefault();
     settle(choice.action === "reject" ? null : choice.value);
-  } else if (event.key.toLowerCase() === "u") undo();
+  } else if (key === "u") undo();
+  else if (key === "e") writeAnother();
+  else if (key === "x") settle(null);
+  else if (key === "w") byId("why")?.focus();
+  else return;
+  event.preventDefault();
 });
 
 load();

@@ -4,6 +4,8 @@ const meta = (name) => document.querySelector(`meta[name="${name}"]`)?.content ?
 
 export const annotator = meta("annotator");
 export const editorName = meta("editor");
+export const rubric = meta("rubric").split(",").filter(Boolean);
+export const copilotOn = meta("copilot") === "true";
 export const overlapping = meta("overlapping") === "true";
 
 /** The server could not be reached at all (as opposed to: it answered and refused). */

@@ -1,6 +1,6 @@
 // The record page: shows one record, takes one decision, has the next one ready.
 
-import { annotator, call, editorName, newKey, Unreachable } from "./net.js";
+import { annotator, call, copilotOn, editorName, newKey, rubric, Unreachable } from "./net.js";
 import { Outbox } from "./outbox.js";
 import { duration, likely, percent, records, valueWords } from "./words.js";
 
@@ -13,7 +13,7 @@ const parts = Object.fromEntries(
   [
     ...["stage", "text", "editor", "suggestion", "said-before", "notice", "rest", "count", "meter", "where", "saving"],
     ...["saving-words", "toast", "accept", "reject", "skip", "not-sure", "flag", "comment", "undo", "previous", "next"],
-    ...["similar", "similar-list", "comments", "comment-list", "comment-count"],
+    ...["today", "similar", "similar-title", "similar-list", "comments", "comment-list", "comment-count"],
   ].map((id) => [id, byId(id)]),
 );
 const labels = Array.from(document.querySelectorAll("#labels [data-label]"));
@@ -34,6 +34,8 @@ let hiddenMs = 0;
 let hiddenSince = 0;
 let toastTimer = 0;
 let lookTimer = 0;
+let goalSeen = null; // null until the first look, so that a reload does not congratulate again
+let wanted = /^\d+$/.exec(new URLSearchParams(location.search).get("first") ?? "")?.[0]; // opened from the list of records
 
 const outbox = new Outbox(annotator, {
   changed(state, waiting) {
@@ -111,16 +113,23 @@ function showSuggestion(item) {
     return;
   }
   box.dataset.kind = "suggested";
+  const fresh = item.suggestion.by === "copilot";
   const line = element("p", "suggested");
-  line.append(element("span", "suggested-word", "Suggested"), ...chips(item.suggestion.value));
+  line.append(element("span", "suggested-word", fresh ? "Suggested just now" : "Suggested"), ...chips(item.suggestion.value));
   line.append(element("span", "likely", likely(item.suggestion.confidence)));
   box.append(line);
+  if (fresh) box.append(element("p", "fresh", freshWords(item.suggestion.recent)));
   const others = item.suggestion.runner_up ?? [];
   if (others.length && item.suggestion.confidence !== null) {
     const words = others.map((other) => `${other.label} ${percent(other.probability)}`).join(" · ");
     box.append(element("p", "runner-up", `next: ${words}`));
   }
-  showSimilar(item.suggestion.evidence ?? []);
+  showSimilar(item.suggestion.evidence ?? [], fresh);
+}
+
+function freshWords(recent) {
+  if (!recent) return "made just now, from the guideline's labels alone";
+  return `made just now, from ${recent === 1 ? "1 recent answer" : `${recent} recent answers`}`;
 }
 
 function chips(value) {
@@ -135,7 +144,8 @@ function chip(name) {
   return element("span", `chip ${tints.get(name) ?? ""}`, name);
 }
 
-function showSimilar(evidence) {
+function showSimilar(evidence, fresh = false) {
+  parts["similar-title"].textContent = fresh ? "Similar, answered by you just now" : "Similar, already settled";
   parts["similar-list"].replaceChildren(
     ...evidence.map((one) => {
       const row = element("li", "similar");
@@ -176,6 +186,48 @@ function toast(words, undoable) {
   toastTimer = setTimeout(() => (parts.toast.hidden = true), TOAST_MS);
 }
 
+// The co-pilot: asked ahead for what has no suggestion, so that the record opens with one. Whatever it does not answer is
+// labelled without; nothing ever waits for it.
+
+const HELPED_AHEAD = 3;
+const SETTLE_MS = 400; // Enter just after a late suggestion was meant for what was there before
+const helping = new Map(); // assignment -> promise
+let lateAt = -Infinity;
+
+function needsHelp(item) {
+  return copilotOn && !item.blind && item.suggestion === null && !helping.has(item.assignment_id);
+}
+
+function helpAhead() {
+  for (const item of [current, ...ready.slice(0, HELPED_AHEAD)]) {
+    if (item && needsHelp(item)) helping.set(item.assignment_id, help(item));
+  }
+}
+
+/** A record that comes back has the suggestion that the co-pilot had made for it. */
+function keepHelp(before, item) {
+  if (before.suggestion?.by === "copilot") item.suggestion ??= before.suggestion;
+  else helping.delete(item.assignment_id);
+}
+
+async function help(item) {
+  let answer;
+  try {
+    answer = await call("POST", "/api/copilot", { assignment_id: item.assignment_id });
+  } catch (error) {
+    if (!(error instanceof Unreachable)) throw error;
+    return; // the record stays as it is
+  }
+  if (!answer.ok || !answer.data.suggestion || decided.has(item.assignment_id)) return;
+  item.suggestion = answer.data.suggestion;
+  if (item === current && looking < 0) {
+    editor.show(item, parts.text, null);
+    showSuggestion(item);
+    parts.accept.disabled = false;
+    lateAt = performance.now();
+  }
+}
+
 // Going on
 
 async function advance() {
@@ -183,6 +235,7 @@ async function advance() {
   current = ready.shift() ?? null;
   if (current) {
     show();
+    helpAhead();
     if (ready.length < AHEAD / 2) refill();
     return;
   }
@@ -199,8 +252,10 @@ async function advance() {
   }
   if (current) return; // an undo was faster
   current = ready.shift() ?? null;
-  if (current) show();
-  else rest();
+  if (current) {
+    show();
+    helpAhead();
+  } else rest();
 }
 
 function refill() {
@@ -211,7 +266,7 @@ function refill() {
 async function fetchReady() {
   let answer;
   try {
-    answer = await call("GET", `/api/next?count=${AHEAD}`);
+    answer = await call("GET", `/api/next?count=${AHEAD}${wanted ? `&first=${wanted}` : ""}`);
   } catch (error) {
     if (!(error instanceof Unreachable)) throw error;
     if (!current) unreachable("The server does not answer.");
@@ -225,6 +280,7 @@ async function fetchReady() {
     if (!current) unreachable(`${answer.data.found}. ${answer.data.next}`);
     return false;
   }
+  wanted = undefined;
   for (const item of answer.data.items) {
     const known =
       item.assignment_id === current?.assignment_id ||
@@ -233,6 +289,7 @@ async function fetchReady() {
       (decided.has(item.assignment_id) && item.version <= decided.get(item.assignment_id));
     if (!known) ready.push(item);
   }
+  helpAhead();
   return true;
 }
 
@@ -322,6 +379,7 @@ function accept() {
   if (!item) return;
   const made = editor.current(); // null: there is one, but it cannot be saved as it is
   if (made === null) return;
+  if (looking < 0 && performance.now() - lateAt < SETTLE_MS) return;
   if (made !== undefined) decideValue(made);
   else if (acceptable(item)) act("accept", item.suggestion.value, "", true);
   else toast(item.blind ? "No suggestion here: choose a label" : "Choose a label");
@@ -339,6 +397,7 @@ function act(action, value, comment, goOn) {
   decidedSinceProgress += 1;
   if (progress) {
     progress.own += 1;
+    if (action !== "skip") progress.today += 1;
     progress.left = Math.max(0, progress.left - 1);
     showProgress();
   }
@@ -360,6 +419,8 @@ function send(item, action, value, comment, place) {
     seconds: seconds(),
     comment,
     not_sure: notSure,
+    copilot: item.suggestion?.by === "copilot",
+    scores: action === "accept" || action === "correct" ? (editor.scores?.() ?? {}) : {},
   };
   decided.set(item.assignment_id, item.version);
   const step = { item, decision, answer: null, sent: null };
@@ -373,6 +434,7 @@ async function change(step, action, value, comment, goOn) {
   const place = trail.indexOf(step);
   const item = await takeBack(step);
   if (!item) return;
+  keepHelp(step.item, item);
   step.item = item;
   send(item, action, value, comment, place);
   if (goOn) forward();
@@ -430,7 +492,10 @@ async function undo() {
     const step = looking >= 0 ? trail[looking] : trail.at(-1);
     const item = step ? await takeBack(step) : (await outbox.flushed()) && (await undoOnServer({}));
     if (!item) return;
-    if (step) trail.splice(trail.indexOf(step), 1);
+    if (step) {
+      trail.splice(trail.indexOf(step), 1);
+      keepHelp(step.item, item);
+    }
     if (current && current.assignment_id !== item.assignment_id) ready.unshift(current);
     const twice = ready.findIndex((one) => one.assignment_id === item.assignment_id);
     if (twice >= 0) ready.splice(twice, 1);
@@ -438,11 +503,13 @@ async function undo() {
     looking = -1;
     if (progress) {
       progress.own = Math.max(0, progress.own - 1);
+      progress.today = Math.max(0, progress.today - 1);
       progress.left += 1;
       showProgress();
     }
     toast("Taken back");
     show();
+    helpAhead();
   } finally {
     undoing = false;
   }
@@ -626,7 +693,9 @@ byId("login-dialog").addEventListener("cancel", (event) => event.preventDefault(
 
 async function loadProgress() {
   try {
-    const answer = await call("GET", "/api/progress");
+    const midnight = new Date();
+    midnight.setHours(0, 0, 0, 0);
+    const answer = await call("GET", `/api/progress?since=${encodeURIComponent(midnight.toISOString())}`);
     if (!answer.ok) return;
     progress = answer.data;
     decidedSinceProgress = 0;
@@ -644,6 +713,22 @@ function showProgress() {
   parts.meter.value = progress.own;
   const eta = progress.seconds && progress.left ? progress.seconds * Math.ceil(progress.left / progress.at_work) : 0;
   parts.count.textContent = `${progress.own} of ${mine}` + (eta ? ` · ${eta < 45 ? "" : "about "}${duration(eta)} left` : "");
+  showToday();
+}
+
+/** The goal of the day, and the pace while there is no goal to reach. */
+function showToday() {
+  const pace = progress.seconds ? ` · ${progress.seconds < 9.5 ? progress.seconds.toFixed(1) : Math.round(progress.seconds)} s each` : "";
+  if (progress.goal && progress.today >= progress.goal) {
+    parts.today.textContent = `Today ${progress.today} of ${progress.goal}: goal reached`;
+    parts.today.dataset.state = "reached";
+    if (goalSeen === false) toast(`Goal of the day reached: ${records(progress.goal)}. Thank you.`);
+    goalSeen = true;
+    return;
+  }
+  goalSeen = false;
+  parts.today.dataset.state = "";
+  parts.today.textContent = progress.goal ? `Today ${progress.today} of ${progress.goal}${pace}` : `Today ${progress.today}${pace}`;
 }
 
 // Keys and buttons
@@ -739,7 +824,7 @@ byId("guideline-search")?.addEventListener("input", (event) => {
 
 async function start() {
   const module = await import(`./editors/${editorName}.js`);
-  editor = module.mount({ labels, tints, decide: decideValue, container: parts.editor, text: parts.text, toast });
+  editor = module.mount({ labels, tints, decide: decideValue, container: parts.editor, text: parts.text, toast, rubric });
   if (editor.saveWord) parts.accept.querySelector("span").textContent = editor.saveWord;
   outbox.pump();
   loadProgress();

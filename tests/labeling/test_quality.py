@@ -1,14 +1,22 @@
 """Agreement, disputes, gold and figures of a signed round; a failure is never a label."""
 
+from collections import Counter
 from typing import Any
 
 import polars as pl
 import pytest
 from rounds_of_work import Loop
+from small_projects import ProjectFactory
+from sqlalchemy import select
 
 from labeling.database import queue, rounds
+from labeling.database import tables as queue_tables
+from labeling.database.opening import project_database
 from labeling.database.queue import decisions_of_round
+from labeling.ingest import ingest
+from labeling.project_file import parse_project
 from labeling.quality import (
+    control_findings,
     dispute_reasons,
     gold_rows,
     load_findings,
@@ -18,8 +26,8 @@ from labeling.quality import (
     start_quality,
     triples,
 )
-from labeling.reviewing import settled_values, write_annotations
-from labeling.storage import Table, read_json
+from labeling.reviewing import known_values, open_review, settled_values, write_annotations
+from labeling.storage import Table, read_json, write_json
 from schemas import tables
 from schemas.review import RoundState
 from schemas.values import TaskType
@@ -37,6 +45,7 @@ def said(*rows: tuple[str, str, str | None], action: str = "correct") -> pl.Data
             "value": value,
             "action": action if value is not None else ("reject" if action == "correct" else action),
             "seen": "assisted",
+            "purpose": "selected",
             "seconds": 1.0,
             "rehearsal": False,
             "audit_seq": index,
@@ -251,3 +260,54 @@ def test_a_round_with_open_disputes_is_not_settled(new_loop: type[Loop]) -> None
     assert len(queue.disputes(loop.db, loop.people["rex"].id, 1)) > 3
     loop.adjudicate(1)
     assert settle(loop.project, loop.folder, loop.db, 1, annotations)["missing"] == []
+
+
+# -- control records -------------------------------------------------------------------------------------------------
+
+
+def test_control_records_check_people_and_never_become_gold_or_disputes() -> None:
+    told = said(("c1", "ann", "alpha"), ("c2", "ann", "beta"), ("c1", "bob", "alpha"), ("r1", "ann", "beta"))
+    annotations = told.with_columns(
+        purpose=pl.when(pl.col("record_id").str.starts_with("c")).then(pl.lit("control")).otherwise("purpose")
+    )
+    found = control_findings(annotations, {"c1": "alpha", "c2": "alpha"})
+
+    assert set(settled(annotations)[0]) == {"r1"}
+    assert [(entry["record_id"], entry["sentence"], entry["evidence"]) for entry in found] == [
+        (None, "ann answered 1 of 2 control records as their source knows them.", ["c2"])
+    ]
+    project = parse_project(
+        b"name: p\nschema: {task: classification, labels: [{name: alpha}, {name: beta}]}\nsources: [{path: r.csv}]\n",
+        "p",
+    )
+    flagged = [
+        {"record_id": name, "kind": "label_error", "score": 1.0, "sentence": "Odd."} for name in ("c2", "r1")
+    ]
+    assert set(dispute_reasons(project, annotations, flagged, 1.0)) == {"r1"}
+
+
+def test_control_records_and_routes_of_a_project_reach_the_queue(project_folder: ProjectFactory) -> None:
+    rows = [
+        {"text": f"record number {i} says beta", "known": "beta" if i % 4 == 0 else None} for i in range(40)
+    ]
+    project, folder = project_folder(
+        rows,
+        source={"gold": "known"},
+        review={
+            "control_records": 3,
+            "blind_slice": 5,
+            "routes": [{"source": "records.jsonl", "pool": "Nurses"}],
+        },
+    )
+    ingest(project, folder)
+    write_json(folder.round(1).plan, {"reviewed": 0})
+    with project_database(project, folder) as db:
+        open_review(project, folder, db, 1, None, rehearsal=False)
+        with db.read() as conn:
+            item = queue_tables.queue_items.c
+            counts = Counter(conn.execute(select(item.purpose)).scalars())
+            routed = set(conn.execute(select(item.pool_id)).scalars())
+            control = set(conn.execute(select(item.record_id).where(item.purpose == "control")).scalars())
+        assert (counts["control"], counts["audit"], sum(counts.values())) == (3, 5, 40)
+        assert len(routed) == 1 and None not in routed
+        assert set(known_values(project, folder, control).values()) == {"beta"}

@@ -30,6 +30,7 @@ from labeling.storage import (
     write_json,
 )
 from schemas.errors import BusyError, StorageError
+from schemas.tables import TABLES_VERSION
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAYOUT = pa.schema([pa.field("record_id", pa.string(), nullable=False), pa.field("value", pa.int64())])
@@ -145,13 +146,19 @@ def test_a_damaged_manifest_line_is_named_and_nothing_is_read(table: Table) -> N
 
 def test_a_table_of_a_newer_version_is_left_alone(table: Table) -> None:
     manifest = table.folder / MANIFEST
-    newer = json.loads(manifest.read_bytes().splitlines()[0]) | {"version": 2, "more": "keys"}
+    newer = json.loads(manifest.read_bytes().splitlines()[0]) | {
+        "version": TABLES_VERSION + 1,
+        "more": "keys",
+    }
     manifest.write_bytes(json.dumps(newer).encode() + b"\n")
 
     with pytest.raises(StorageError) as caught:
         table.read()
 
-    assert (caught.value.found, caught.value.expected) == ("a table of layout version 2", "at most 1")
+    assert (caught.value.found, caught.value.expected) == (
+        f"a table of layout version {TABLES_VERSION + 1}",
+        f"at most {TABLES_VERSION}",
+    )
     assert "newer Countersign" in caught.value.next_step
 
 
@@ -444,3 +451,15 @@ def test_the_cache_of_checked_parts_is_keyed_by_what_the_file_is(table: Table) -
     assert (
         storage._verified[(str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino)] == table.parts()[0].sha256
     )
+
+
+def test_a_column_that_came_later_is_null_in_an_older_part(tmp_path: Path) -> None:
+    older = Table(tmp_path / "older", LAYOUT)
+    older.append(rows(0, 2))
+    manifest = older.folder / MANIFEST
+    manifest.write_text(manifest.read_text().replace(f'"version":{TABLES_VERSION}', '"version":1'))
+    now = Table(older.folder, LAYOUT.append(pa.field("details", pa.string())))
+    now.append([{"record_id": "r9", "value": 9, "details": "{}"}])
+
+    assert now.read(["record_id", "details"]).rows() == [("r00000", None), ("r00001", None), ("r9", "{}")]
+    assert now.read().columns == ["record_id", "value", "details"]

@@ -10,6 +10,7 @@ from argon2 import PasswordHasher
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from review_site import PASSWORD, Server, Site
+from screen import log_in
 
 from labeling.database import accounts
 
@@ -97,3 +98,16 @@ def page(chromium: Any) -> Iterator[Any]:
     yield made
     context.close()
     assert problems == []
+
+
+@pytest.fixture
+def desk(serve: Callable[[FastAPI], Server], page: Any) -> Callable[..., Any]:
+    """Opens the record page of a site as somebody."""
+
+    def open_desk(site: Site, name: str = "Ana", path: str = "/review") -> Any:
+        server = serve(site.app(requests_per_s=10_000, logins_per_s=100))
+        log_in(page, server.url, name)
+        page.goto(server.url + path)
+        return server
+
+    return open_desk

@@ -58,6 +58,7 @@ class Site:
                     "allow_overlapping_spans": True,
                 },
                 "sources": [{"path": "messages.csv"}],
+                "review": {"copilot": False},
             }
         )
         self.db: Database = open_database(self.folder)

@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from review_site import Site
 
-from labeling.database import accounts, rounds
+from labeling.database import accounts, pools, queue, rounds
 from review_app import access
 from review_app.guard import CSP
 from schemas.errors import ProjectError
@@ -18,6 +18,8 @@ ANYONE = {None, *Role}
 MEMBERS = set(Role)
 LABELLERS = {Role.ANNOTATOR, Role.REVIEWER, Role.MANAGER}
 ADJUDICATORS = {Role.REVIEWER, Role.MANAGER}
+FINDERS = LABELLERS | {Role.AUDITOR}
+LEADS = {Role.MANAGER}
 BOARD = {Role.MANAGER, Role.AUDITOR}
 INVITERS = {Role.MANAGER, Role.ADMIN}
 ADMINS = {Role.ADMIN}
@@ -45,6 +47,17 @@ EXPECTED: dict[tuple[str, str], set[Role | None]] = {
     ("POST", "/api/flags"): LABELLERS,
     ("GET", "/review"): LABELLERS,
     ("GET", "/history"): LABELLERS,
+    ("GET", "/records"): FINDERS,
+    ("GET", "/records/{item_id}"): FINDERS,
+    ("POST", "/records/{item_id}/take"): LABELLERS,
+    ("GET", "/batch"): LABELLERS,
+    ("GET", "/api/batches"): LABELLERS,
+    ("GET", "/api/batch"): LABELLERS,
+    ("POST", "/api/copilot"): LABELLERS,
+    ("GET", "/me"): LABELLERS,
+    ("POST", "/me"): LABELLERS,
+    ("POST", "/records/{item_id}/give"): LEADS,
+    ("POST", "/records/give"): LEADS,
     ("POST", "/history/{annotation_id}/undo"): LABELLERS,
     ("GET", "/api/disputes"): ADJUDICATORS,
     ("POST", "/api/adjudications"): ADJUDICATORS,
@@ -54,6 +67,8 @@ EXPECTED: dict[tuple[str, str], set[Role | None]] = {
     ("GET", "/people"): INVITERS,
     ("POST", "/people/invitations"): INVITERS,
     ("POST", "/people/invitations/{invitation_id}/revoke"): INVITERS,
+    ("POST", "/people/pools"): LEADS,
+    ("POST", "/people/pools/{pool_id}"): LEADS,
     ("POST", "/people/{account_id}/close"): ADMINS,
     ("POST", "/people/{account_id}/role"): ADMINS,
 }
@@ -61,6 +76,8 @@ FILL = {
     "token": "t" * 43,
     "annotation_id": "d-0",
     "number": "1",
+    "item_id": "1",
+    "pool_id": "1",
     "invitation_id": "1",
     "account_id": "a-000000",
 }
@@ -152,6 +169,46 @@ def test_somebody_else_s_records_and_decisions_are_out_of_reach(
     assert bob.post("/api/undo", json={"annotation_id": made}).status_code == 403
     assert bob.post(f"/history/{made}/undo").status_code == 403
     assert ana.post("/api/undo", json={"annotation_id": made}).status_code == 200
+
+
+def test_records_of_others_are_not_found_looked_at_or_taken(
+    site: Site, browserless: Callable[..., TestClient]
+) -> None:
+    site.person("Ana"), site.person("Bob"), site.person("Lea", Role.MANAGER)
+    site.round(2)
+    ana, bob, lea = browserless("Ana"), browserless("Bob"), browserless("Lea")
+    held = ana.get("/api/next").json()["items"][0]
+    sent = {
+        "assignment_id": held["assignment_id"],
+        "idempotency_key": "12345678",
+        "expected_version": held["version"],
+        "action": "correct",
+        "value": "Billing",
+        "seconds": 1,
+        "comment": "Only for the adjudicator.",
+    }
+    ana.post("/api/decisions", json=sent)
+    assert "Only for the adjudicator" in ana.get("/records/1").text
+    assert "Only for the adjudicator" in lea.get("/records/1").text
+    for answer in (bob.get("/records/1"), bob.get("/records/99")):
+        assert answer.status_code == 404 and "Billing" not in answer.text
+    assert bob.get("/records").text.count('class="open"') == 1
+    assert bob.post("/records/1/take").status_code == 409
+    assert (
+        bob.get(f"/records?who={queue.decisions_of_round(site.db, 1)[0]['annotator_id']}").status_code == 403
+    )
+    assert "Annotator</label>" not in bob.get("/records").text
+    assert "Annotator</label>" in lea.get("/records").text
+    taken = bob.post("/records/2/take")
+    assert taken.headers["location"].startswith("/review?first=")
+    assert bob.post("/records/2/give", data={"to": ""}).status_code == 403
+    assert bob.post("/records/give", data={"round": "1", "to": ""}).status_code == 403
+    pool = pools.make_pool(site.db, "Nurses", accounts.people(site.db)[2].id)
+    given = lea.post(
+        "/records/give", data={"round": "1", "label": "Prescription refill", "to": f"pool:{pool}"}
+    )
+    assert given.headers["location"] == "/records?round=1&state=all&label=Prescription+refill&order=queue"
+    assert bob.get("/records").text.count('class="open"') == 0
 
 
 def test_an_unsafe_request_needs_the_token_of_its_own_session(

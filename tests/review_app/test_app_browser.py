@@ -1,6 +1,5 @@
 """In Chromium: what a person who only reads the screen can do, by keyboard alone unless a test says mouse."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,10 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from fastapi import FastAPI
-from review_site import PASSWORD, Server, Site
+from review_site import Server, Site
+from screen import finished, log_in, ready, saved, until
 
-from labeling.database import accounts, chain, queue, rounds
+from labeling.database import accounts, chain, pools, queue, rounds
 from schemas.review import Role, SignOff
 
 HOSTILE = (
@@ -23,48 +23,6 @@ HOSTILE = (
 )
 EMOJI = "Dr. Ng 👩‍⚕️ gave Zoé́ 20 mg naïve 🇨🇭 pills"
 HEBREW = "שלום דוקטור כהן, צריך מרשם"
-
-
-@pytest.fixture
-def desk(serve: Callable[[FastAPI], Server], page: Any) -> Callable[..., Any]:
-    """Opens the record page of a site as somebody."""
-
-    def open_desk(site: Site, name: str = "Ana", path: str = "/review") -> Any:
-        server = serve(site.app(requests_per_s=10_000, logins_per_s=100))
-        log_in(page, server.url, name)
-        page.goto(server.url + path)
-        return server
-
-    return open_desk
-
-
-def log_in(page: Any, url: str, name: str) -> None:
-    page.goto(url + "/login")
-    page.fill("#name", name)
-    page.fill("#password", PASSWORD)
-    page.keyboard.press("Enter")
-    page.wait_for_url(lambda now: "/login" not in now)
-
-
-def until(page: Any, script: str, argument: Any = None) -> None:
-    """Playwright's own `wait_for_function` evaluates strings inside the page, which our policy forbids."""
-    end = time.monotonic() + 15
-    while not page.evaluate(script, argument):
-        assert time.monotonic() < end, script
-        page.wait_for_timeout(20)
-
-
-def ready(page: Any) -> None:
-    page.wait_for_selector("body[data-state=open]")
-
-
-def finished(page: Any) -> None:
-    page.wait_for_selector("body[data-state=rest]")
-    page.wait_for_selector("#saving[data-state=saved]")
-
-
-def saved(page: Any) -> None:
-    until(page, "document.querySelector('#saving').dataset.state === 'saved'")
 
 
 def values(site: Site) -> list[Any]:
@@ -112,7 +70,8 @@ def test_the_next_record_is_on_the_screen_within_a_tenth_of_a_second(
             .observe(document.getElementById("text"), { childList: true, characterData: true, subtree: true });
         }"""
     )
-    for _ in range(25):
+    for number in range(25):
+        until(page, f"document.getElementById('text').textContent === 'Message number {number}'")
         page.keyboard.press("Enter")
         page.wait_for_timeout(30)
     times = sorted(page.evaluate("window.times"))
@@ -526,18 +485,50 @@ def test_a_lead_invites_somebody_who_comes_in_by_the_link(
     assert found is not None and found.role is Role.REVIEWER
 
 
+def test_a_record_is_found_opened_and_decided_by_keyboard(
+    site: Site, page: Any, desk: Callable[..., Any]
+) -> None:
+    site.person("Ana")
+    site.round(12)
+    desk(site, path="/records")
+    page.keyboard.press("?")
+    assert "Next, previous record" in page.inner_text("#keys-dialog[open]")
+    page.keyboard.press("Escape")
+    page.keyboard.press("/")
+    page.keyboard.type("thyroid")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/records?text=thyroid*")
+    assert page.locator(".found li").count() == 3
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/records/*")
+    page.keyboard.press("Enter")
+    ready(page)
+    assert "thyroid" in page.inner_text("#text")
+    page.keyboard.press("3")
+    page.wait_for_selector("#toast:has-text('Test results saved')")
+    (row,) = queue.decisions_of_round(site.db, 1)
+    assert row["record_id"] == "r7"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_page_has_a_serious_accessibility_finding_or_scrolls_sideways(
     site: Site, chromium: Any, serve: Callable[[FastAPI], Server], scheme: str
 ) -> None:
     disputed(site)
     site.person("Root", Role.ADMIN)
-    site.round(5, number=2, blind_every=2)
+    site.round(5, number=2, blind_every=2, confidence=0.95)
+    nurses = pools.make_pool(site.db, "Nurses", site.person("Max", Role.MANAGER).id)
+    assert nurses
     server = serve(site.app(local_user=True, requests_per_s=10_000, logins_per_s=100))
     context = chromium.new_context(color_scheme=scheme, reduced_motion="reduce")
     page = context.new_page()
-    visited = {None: ["/login", "/nothing"], "Rea": ["/review", "/adjudication", "/history"]}
-    visited |= {"Lea": ["/board", "/people"], "Root": ["/people"]}
+    visited = {None: ["/login", "/nothing"], "Rea": ["/review", "/adjudication", "/history", "/batch", "/me"]}
+    visited |= {
+        "Lea": ["/board", "/people", "/records", "/records?round=1", "/records?text=none", "/records/7"],
+        "Root": ["/people"],
+    }
     for name, paths in visited.items():
         context.clear_cookies()
         if name:
@@ -545,6 +536,10 @@ def test_no_page_has_a_serious_accessibility_finding_or_scrolls_sideways(
         for path in paths:
             page.goto(server.url + path)
             page.wait_for_load_state("networkidle")
+            if name:
+                page.keyboard.press("?")
+                page.wait_for_selector("#keys-dialog[open]")
+                page.keyboard.press("Escape")
             for width in (1280, 375):
                 page.set_viewport_size({"width": width, "height": 800})
                 assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
@@ -562,6 +557,17 @@ def test_no_page_has_a_serious_accessibility_finding_or_scrolls_sideways(
     page.keyboard.press("[")
     page.wait_for_selector("body[data-state=said]")
     look(page, "looking back")
+    page.goto(server.url + "/adjudication")
+    page.wait_for_selector("button.answer")
+    page.keyboard.press("e")
+    page.wait_for_selector("#compose:not([hidden])")
+    look(page, "another answer")
+    page.goto(server.url + "/batch")
+    page.wait_for_selector(".groups")
+    page.keyboard.press("1")
+    page.wait_for_selector(".batch-list")
+    page.keyboard.press("Space")
+    look(page, "a batch")
     context.close()
 
 

@@ -15,6 +15,7 @@ class Classification:
     labels: tuple[str, ...]
     editor: str = "classification"
     one_token: bool = True
+    rubric: tuple[str, ...] = ()
     export_names: tuple[str, ...] = ("label",)
 
     def check(self, value: Value, text: str) -> None:

@@ -17,6 +17,7 @@ class Entities:
     overlapping: bool
     editor: str = "entities"
     one_token: bool = False
+    rubric: tuple[str, ...] = ()
     export_names: tuple[str, ...] = ("spans",)
 
     def check(self, value: Value, text: str) -> None:

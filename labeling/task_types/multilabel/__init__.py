@@ -16,6 +16,7 @@ class MultiLabel:
     labels: tuple[str, ...]
     editor: str = "multilabel"
     one_token: bool = False
+    rubric: tuple[str, ...] = ()
     export_names: tuple[str, ...] = ("labels",)
 
     def check(self, value: Value, text: str) -> None:

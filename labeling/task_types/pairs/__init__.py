@@ -19,6 +19,7 @@ class Pairs:
     labels: tuple[str, ...]
     editor: str = "pairs"
     one_token: bool = False
+    rubric: tuple[str, ...] = ("faithfulness", "usefulness")
     export_names: tuple[str, ...] = ("instruction", "input", "output")
 
     def check(self, value: Value, text: str) -> None:

@@ -1,4 +1,6 @@
-// Instruction, input and output, written beside the source, with the change against the draft on D.
+// Instruction, input and output, written beside the source, with the change against the draft on D and a rubric by number.
+
+import { difference, supported } from "../differences.js";
 
 const FIELDS = ["instruction", "input", "output"];
 
@@ -9,41 +11,16 @@ function element(tag, className, text) {
   return made;
 }
 
-/** Words that were taken out and put in, by the longest common subsequence of words and spaces. */
-export function difference(before, after) {
-  const a = before.match(/\s+|[^\s]+/g) ?? [];
-  const b = after.match(/\s+|[^\s]+/g) ?? [];
-  if (a.length * b.length > 4_000_000) return [["removed", before], ["added", after]];
-  const lengths = Array.from({ length: a.length + 1 }, () => new Uint32Array(b.length + 1));
-  for (let i = a.length - 1; i >= 0; i -= 1) {
-    for (let j = b.length - 1; j >= 0; j -= 1) {
-      lengths[i][j] = a[i] === b[j] ? lengths[i + 1][j + 1] + 1 : Math.max(lengths[i + 1][j], lengths[i][j + 1]);
-    }
-  }
-  const parts = [];
-  const add = (kind, text) => {
-    if (parts.at(-1)?.[0] === kind) parts.at(-1)[1] += text;
-    else parts.push([kind, text]);
-  };
-  let i = 0;
-  let j = 0;
-  while (i < a.length || j < b.length) {
-    if (i < a.length && j < b.length && a[i] === b[j]) {
-      add("same", a[i]);
-      i += 1;
-      j += 1;
-    } else if (i < a.length && (j === b.length || lengths[i + 1][j] >= lengths[i][j + 1])) {
-      add("removed", a[i]);
-      i += 1;
-    } else {
-      add("added", b[j]);
-      j += 1;
-    }
-  }
-  return parts;
-}
+const BEST = 5;
+const MEANINGS = {
+  faithfulness: "says nothing that the source does not say",
+  usefulness: "an answer one would want to be given",
+};
 
-export function mount({ container, text, toast }) {
+export function mount({ container, text, toast, rubric = [] }) {
+  let source = "";
+  let scores = {};
+  let scored = 0; // the row of the rubric that a number goes to
   let draft = null;
   let showing = false;
   const areas = {};
@@ -54,13 +31,63 @@ export function mount({ container, text, toast }) {
     label.htmlFor = `pair-${field}`;
     const area = element("textarea", "pair");
     area.id = `pair-${field}`;
-    area.rows = field === "output" ? 4 : 2;
+    area.rows = field === "output" ? 3 : 1;
     area.dir = "auto";
     area.addEventListener("input", grow);
     areas[field] = area;
     container.append(label, area);
   }
   container.append(changes);
+  const rows = rubric.map(rubricRow);
+  if (rows.length) {
+    const box = element("div", "rubric");
+    box.append(...rows.map((row) => row.line));
+    container.append(box);
+  }
+
+  function rubricRow(name, index) {
+    const line = element("div", "rubric-row");
+    line.setAttribute("role", "group");
+    line.setAttribute("aria-label", name);
+    const told = element("p", "rubric-name", name[0].toUpperCase() + name.slice(1));
+    if (MEANINGS[name]) told.append(element("span", "muted", ` ${MEANINGS[name]}`));
+    const buttons = Array.from({ length: BEST }, (_, at) => {
+      const button = element("button", "", String(at + 1));
+      button.type = "button";
+      button.setAttribute("aria-label", `${name} ${at + 1} of ${BEST}`);
+      button.addEventListener("click", () => score(index, at + 1));
+      return button;
+    });
+    const keys = element("div", "rubric-keys");
+    keys.append(...buttons);
+    line.append(told, keys);
+    return { line, buttons };
+  }
+
+  /** Gives a score, or takes the same one back, and goes on to the next row. */
+  function score(index, points) {
+    const name = rubric[index];
+    if (scores[name] === points) delete scores[name];
+    else scores[name] = points;
+    scored = Math.min(index + 1, rubric.length - 1);
+    drawRubric();
+  }
+
+  function drawRubric() {
+    rows.forEach(({ line, buttons }, index) => {
+      line.classList.toggle("next", index === scored);
+      buttons.forEach((button, at) => button.setAttribute("aria-pressed", String(scores[rubric[index]] === at + 1)));
+    });
+  }
+
+  /** The source with the sentences lit that the output takes up. */
+  function drawSource() {
+    text.replaceChildren(
+      ...supported(source, areas.output.value).map(([sentence, lit]) =>
+        lit ? element("mark", "support", sentence) : document.createTextNode(sentence),
+      ),
+    );
+  }
 
   function grow() {
     for (const area of Object.values(areas)) {
@@ -68,6 +95,7 @@ export function mount({ container, text, toast }) {
       area.style.height = `${area.scrollHeight + 2}px`;
     }
     if (showing) drawChanges();
+    drawSource();
   }
 
   function drawChanges() {
@@ -88,7 +116,9 @@ export function mount({ container, text, toast }) {
     enterAccepts: false,
     saveWord: "Save",
     show(item, _text, said) {
-      text.textContent = item.text;
+      source = item.text;
+      scores = { ...(said?.scores ?? item.previous?.scores ?? {}) };
+      scored = 0;
       draft = item.suggestion?.value ?? null;
       const start = said?.value ?? item.previous?.value ?? draft ?? { instruction: "", input: "", output: "" };
       for (const field of FIELDS) {
@@ -98,7 +128,10 @@ export function mount({ container, text, toast }) {
       showing = false;
       changes.hidden = true;
       grow();
+      drawRubric();
     },
+    /** The rubric as far as it is filled in. */
+    scores: () => ({ ...scores }),
     hide() {
       for (const area of Object.values(areas)) area.disabled = true;
     },
@@ -118,6 +151,17 @@ export function mount({ container, text, toast }) {
       if (writing || event.ctrlKey || event.metaKey || event.altKey) return false;
       if (event.key === "e" || event.key === "E") {
         areas.instruction.focus();
+        return true;
+      }
+      const points = /^(?:Digit|Numpad)([1-5])$/.exec(event.code)?.[1];
+      if (points && rubric.length) {
+        score(scored, Number(points));
+        return true;
+      }
+      if (event.key === "ArrowDown" || event.key === "ArrowUp") {
+        if (!rubric.length) return false;
+        scored = Math.min(Math.max(scored + (event.key === "ArrowDown" ? 1 : -1), 0), rubric.length - 1);
+        drawRubric();
         return true;
       }
       if (event.key === "d" || event.key === "D") {

@@ -297,3 +297,79 @@ def test_a_reader_does_not_keep_a_writer_out_for_longer_than_it_reads(sqlite_db:
     with sqlite_db.write() as conn:
         conn.execute(insert(tables.meta).values(key="x", value="y"))
     thread.join()
+
+
+def _first_version(path: Path) -> None:
+    """A database as 0001 left it, with a decision in it."""
+    script = (
+        "import sys; from pathlib import Path; from alembic import command;"
+        "from labeling.database import connection, tables; from labeling.database.migrations import runner;"
+        "from labeling.paths import ProjectFolder\n"
+        "def first(connected, *, shown_as):\n"
+        "    made = runner.config(); made.attributes['connection'] = connected\n"
+        "    command.upgrade(made, '0001')\n"
+        "runner.upgrade = first; tables.REVISION = '0001'\n"
+        f"connection.open_database(ProjectFolder(Path({str(path)!r}))).close()"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    with sqlite3.connect(ProjectFolder(path).database) as raw:
+        raw.execute("INSERT INTO rounds VALUES (1, 'open', 0, '2026-01-01T00:00:00.000000Z')")
+        told = '{"confidence":0.8,"value":["Refill","Billing"]}'
+        for number, suggestion in ((1, told), (2, None)):
+            raw.execute(
+                "INSERT INTO queue_items VALUES (?, 1, 'review', ?, 'selected', 'assisted', 1, 1, 'text', ?, ?, '', "
+                "0, 0, 0)",
+                (number, f"r{number}", "0" * 64, suggestion),
+            )
+
+
+def test_a_database_of_the_first_version_is_brought_up_to_date_and_found_by_its_suggestions(
+    tmp_path: Path,
+) -> None:
+    _first_version(tmp_path)
+    with open_database(ProjectFolder(tmp_path)) as db, db.read() as conn:
+        item = tables.queue_items.c
+        found = conn.execute(select(item.confidence, item.suggested_labels).order_by(item.id)).all()
+        assert found == [(0.8, tables.joined_labels(["Refill", "Billing"])), (None, None)]
+    with open_database(ProjectFolder(tmp_path)) as db:
+        _one_row_each_of_an_old_database(db)
+        assert chain.verify_chain(db) == []
+
+
+def _one_row_each_of_an_old_database(db: Database) -> None:
+    from labeling.database import queue
+    from schemas.review import DecisionIn
+
+    token = accounts.invite(db, Role.ANNOTATOR, "Ana", accounts.OPERATOR)
+    ana = accounts.accept_invitation(db, token, "Ana", "a long password")
+    held = queue.claim(db, ana.id)
+    assert held is not None
+    sent = DecisionIn(
+        assignment_id=held.assignment_id,
+        idempotency_key="12345678",
+        expected_version=held.version,
+        action="accept",
+        value=["Refill", "Billing"],
+        seconds=1,
+    )
+    queue.decide(db, ana.id, sent, check_value=lambda value, text: None)
+
+
+def test_a_kill_while_a_database_is_brought_up_to_date_leaves_the_old_one(tmp_path: Path) -> None:
+    _first_version(tmp_path)
+    script = (
+        "import os, signal; from pathlib import Path; from labeling.paths import ProjectFolder;"
+        "from labeling.database import connection; from alembic.operations import Operations\n"
+        "Operations.create_index = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"connection.open_database(ProjectFolder(Path({str(tmp_path)!r})))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == -9
+    with sqlite3.connect(ProjectFolder(tmp_path).database) as raw:
+        assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
+        assert (
+            "pool_id"
+            not in raw.execute("SELECT sql FROM sqlite_master WHERE name = 'queue_items'").fetchone()[0]
+        )
+    with open_database(ProjectFolder(tmp_path)) as db:
+        assert chain.verify_chain(db) == []

@@ -160,6 +160,7 @@ def test_a_decision_is_stored_with_everything_the_annotations_table_wants(
         "not_sure": True,
         "audit_seq": out.audit_seq,
         "rehearsal": False,
+        "details": None,
     }
     table = pa.Table.from_pylist([row], schema=annotations(TaskType.CLASSIFICATION))
     assert table.column_names == list(row)
