@@ -1,8 +1,8 @@
-"""What a cascade saves and costs: `python -m benchmarks.cascade FILE [--records 600] [--threshold 0.9]`.
+"""What a cascade saves and costs: `python -m benchmarks.cascade FILE [--records 800] [--threshold 0.9]`.
 
 FILE is a Parquet file with columns record_id, text and label (AG News; none is shipped). The same three rounds are
 rehearsed twice with the embedded models, with the same seed, without and with a cascade. They start with a prompt that
-asks for something else; after round 1 the shipped one is put in its place, as a project does that learned how to ask.
+asks for something else; after round 1 a better one is put in its place, as a project does that learned how to ask.
 Prints one JSON object. At least 200 records are asked at random whatever the student knows: few records show little.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rehearsals import labelled_project
-from labeling.paths import ProjectFolder, configs
+from labeling.paths import ProjectFolder
 from labeling.project_file import load_project
 from labeling.record_store import records_table
 from labeling.setup import load_plan
@@ -25,6 +25,7 @@ from labeling.suggesting import load_suggestions
 ROUNDS = 3
 PROMPT = "prompts/topic.jinja"
 FIRST_PROMPT = "{{ text }}\nThe author's first name is"
+SECOND_PROMPT = "{{ text }}\nTopic:"
 REVIEW = {"round_records": 80, "blind_slice": 100, "overlap_share": 0.1}
 
 
@@ -47,7 +48,7 @@ def rehearse_with_a_new_prompt(folder: Path, error: float) -> dict[str, Any]:
         while process.poll() is None:
             for root in (folder / "rehearsals").glob("*"):
                 if not replaced and ProjectFolder(root).round(1).plan.is_file():
-                    (root / PROMPT).write_bytes((configs() / "prompts" / "plain.jinja").read_bytes())
+                    (root / PROMPT).write_text(SECOND_PROMPT, "utf-8")
                     replaced = True
             time.sleep(0.2)
     if process.returncode:
@@ -102,7 +103,7 @@ def main() -> None:
     """Command line of this benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--records", type=int, default=600)
+    parser.add_argument("--records", type=int, default=800)
     parser.add_argument("--threshold", type=float, default=0.9)
     parser.add_argument("--annotator-error", type=float, default=0.0)
     options = parser.parse_args()

@@ -3,13 +3,15 @@
 Needs `make engines`. On the shipped model, one engine after the other: the labels of `countersign bench` (200-token
 records behind a shared prefix) in turn with that engine's limit. llama-server and the engine in the process are held
 against llama.cpp's own `llama-bench`, which reads as many tokens as a record has behind as many as the prefix has, and
-does nothing else; Ollama against its own word, the prompt rate it reports for a prompt of that length with nothing else
-to do. Prints one JSON object; the shares are uncached prompt tokens a second over the limit's.
+does nothing else; Ollama against its own word, the time it reports for a fresh prompt of prefix and record less that
+for a fresh prefix, with nothing else to do. Beside it stands what Ollama spends on a request before it computes
+anything. Prints one JSON object; the shares are uncached prompt tokens a second over the limit's.
 """
 
 import argparse
 import json
 import random
+import statistics
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -48,21 +50,26 @@ def llama_bench(weights: Path) -> Callable[[Pace], None]:
     return measure
 
 
-def ollamas_word(url: str) -> Callable[[Pace], None]:
-    """Prompt tokens and seconds as Ollama itself counts and times them, of three fresh prompts one by one."""
+def ollamas_word(url: str, before: list[float]) -> Callable[[Pace], None]:
+    """Tokens of a record behind a prefix and their seconds, as Ollama itself counts and times them; two a turn."""
     dice = random.Random(2)
 
+    def ask(words: int) -> tuple[int, float]:
+        body = {
+            "model": "worker",
+            "prompt": " ".join(dice.choices(WORDS, k=words)),
+            "raw": True,
+            "stream": False,
+            "options": {"num_ctx": CONTEXT, "num_predict": 1},
+        }
+        reply = httpx.post(f"{url}/api/generate", json=body, timeout=TIMEOUT_S, trust_env=False).json()
+        before.append(reply["load_duration"] / 1e9)
+        return int(reply["prompt_eval_count"]), reply["prompt_eval_duration"] / 1e9
+
     def measure(pace: Pace) -> None:
-        for _ in range(3):
-            body = {
-                "model": "worker",
-                "prompt": " ".join(dice.choices(WORDS, k=RECORD_TOKENS)),
-                "raw": True,
-                "stream": False,
-                "options": {"num_ctx": CONTEXT, "num_predict": 1},
-            }
-            reply = httpx.post(f"{url}/api/generate", json=body, timeout=TIMEOUT_S, trust_env=False).json()
-            pace.add(reply["prompt_eval_count"], reply["prompt_eval_duration"] / 1e9)
+        for _ in range(2):
+            whole, prefix = ask(PREFIX_TOKENS + RECORD_TOKENS), ask(PREFIX_TOKENS)
+            pace.add(whole[0] - prefix[0], whole[1] - prefix[1])
 
     return measure
 
@@ -111,7 +118,10 @@ def main() -> None:
         running.create("worker", weights)
         connection = EngineConnection(running.url, timeout_s=TIMEOUT_S)
         ollama = OllamaServer(connection, model="worker", context=CONTEXT, slots=None)
-        answer["Ollama against its own word"] = measured(ollama, ollamas_word(running.url), records, turns)
+        before: list[float] = []
+        row = measured(ollama, ollamas_word(running.url, before), records, turns)
+        row["s_before_it_computes"] = round(statistics.median(before), 3)
+        answer["Ollama against its own word"] = row
     print(json.dumps(answer, indent=2))
 
 

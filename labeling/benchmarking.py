@@ -51,7 +51,9 @@ class Workload:
         self._engine, self._dice, self._asked = engine, random.Random(1), 0
         names = ", ".join(LABELS)
         prefix = f"{_words(self._dice, PREFIX_TOKENS)}\nLabels: {names}.\n\nText: "
-        self._prompt = Prompt(PromptTemplate("bench", ""), _codes(engine), (), prefix, f"\nLabel ({names}):")
+        self._prompt = Prompt(
+            PromptTemplate("bench", ""), _codes(engine), (), prefix, f"\nThe label is one of {names}.\nLabel:"
+        )
         self._prefix, _ = engine.prefill(engine.tokenize(prefix), slot=0)
         engine.warm(engine.tokenize(prefix))
         self.labelled, self.bare = Pace(), Pace()
