@@ -16,7 +16,7 @@ from labeling.database.connection import open_database
 from labeling.database.queue import CheckValue, DecisionConflict
 from labeling.paths import ProjectFolder
 from labeling.task_types import task_type
-from review_app import api, batches, copilot, pages, records
+from review_app import api, batches, copilot, pages, records, schema
 from review_app import settings as own_settings
 from review_app.access import NotLoggedIn, gatekeeper
 from review_app.board import LiveFigures
@@ -104,6 +104,7 @@ def create_app(settings: AppSettings) -> FastAPI:
     app.include_router(batches.router)
     app.include_router(copilot.router)
     app.include_router(own_settings.router)
+    app.include_router(schema.router)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     app.add_middleware(
         Guard,
