@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -157,3 +158,20 @@ def test_the_units_command_is_one_the_program_has() -> None:
     ).stdout
 
     assert all(option in shown for option in options.split())
+
+
+@pytest.mark.parametrize("name", [name for name in UNITS if name.endswith(".service")])
+def test_systemd_understands_the_units(name: str, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd is not installed")
+    unit = (ROOT / "deployments" / "systemd" / name).read_text("utf-8")
+    copy = tmp_path / name.replace("@", "@inbox")
+    # The programs of an installation are not here; everything else is checked as it stands.
+    copy.write_text(re.sub(r"/opt/countersign/\.venv/bin/\w+", sys.executable, unit), "utf-8")
+
+    done = subprocess.run(
+        ["systemd-analyze", "verify", str(copy)], capture_output=True, text=True, check=False
+    )
+
+    complaints = [line for line in done.stderr.splitlines() if name.partition("@")[0] in line]
+    assert complaints == []
