@@ -30,7 +30,6 @@ from labeling import paths, score_store
 from labeling.engines.protocol import Engine, Tokens
 from labeling.engines.sharing import shared_engine
 from labeling.ingest import ingest
-from labeling.iterating import prompt_of_plan
 from labeling.project_file import load_project
 from labeling.prompts import Prompt
 from labeling.score_store import ScoreStore
@@ -86,7 +85,7 @@ def pipeline(root: Path, engine: Engine, prompt: Prompt) -> dict[str, Any]:
     score_store.score_batch = after_a_pause
     try:
         started = time.perf_counter()
-        answer: dict[str, Any] = pre_annotate(str(root), 1)
+        answer: dict[str, Any] = pre_annotate(run={"project": str(root), "round_number": 1})
         wall = time.perf_counter() - started
     finally:
         score_store.score_batch = as_it_is
@@ -143,7 +142,7 @@ def main() -> None:
             prepare(root, records)
             project, folder = load_project(root)
             used = read_json(folder.prompts_used / f"{load_plan(folder, 1).prompt_id}.json")
-            flow = pipeline(root, shared_engine(project), prompt_of_plan(used))
+            flow = pipeline(root, shared_engine(project)(used))
     finally:
         server.stop()
     bare = flow["bare"]

@@ -30,7 +30,7 @@ PROJECTS: dict[str, dict[str, Any]] = {
                 },
                 {"name": "Sports", "definition": "games, teams, players and results"},
                 {"name": "Business", "definition": "companies, markets and the economy"},
-                {"name": "Sci/Tech", "definition": "science, computers and technology"},
+                {"name": "Sci/Tech", "word": "Technology", "definition": "science, computers and technology"},
             ],
         },
         "prompts": {"files": ["builtin:plain"]},

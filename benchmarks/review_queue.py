@@ -1,11 +1,12 @@
 """How fast "decide and next" is with 50 annotators on a long queue, on SQLite and on PostgreSQL.
 
-    python benchmarks/review_queue.py [--records 100000] [--annotators 50] [--seconds 20] [--think 1.0]
+    python -m benchmarks.review_queue [--records 100000 1000000] [--annotators 50] [--seconds 20] [--think 1.0]
 
 Two loads, because they answer two questions. *Paced*: every annotator thinks for `--think` seconds on average,
 as a fast person does; p50 and p99 are what people wait. *Flat out*: nobody thinks; decisions per second is the
-limit. One decision is one transaction with its audit entry; "and next" reserves the next records when fewer than
-four are ready, as the page does.
+limit. Several numbers after `--records` are several queues, one after the other. One decision is one transaction with
+its audit entry (on SQLite it may share the transaction of others that wait); "and next" reserves the next records when
+fewer than four are ready, as the page does.
 """
 
 import argparse
@@ -191,41 +192,50 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--records", type=int, default=100_000)
+    parser.add_argument("--records", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--annotators", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--think", type=float, default=1.0)
     chosen = parser.parse_args()
     results: dict[str, Any] = {
-        "records": chosen.records,
         "annotators": chosen.annotators,
         "think_s": chosen.think,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "load_at_start": os.getloadavg()[0],
+        "load_at_start": round(os.getloadavg()[0], 2),
+        "records": {str(records): on_both(records, chosen) for records in chosen.records},
     }
-    with postgresql() as server:
-        for name, url in (("sqlite", None), ("postgresql", server)):
-            if name == "postgresql" and url is None:
-                results[name] = "not installed"
-                continue
-            with (
-                tempfile.TemporaryDirectory() as folder,
-                open_database(ProjectFolder(Path(folder)), url) as db,
-            ):
-                begun = time.monotonic()
-                people = fill(db, chosen.records, chosen.annotators)
-                filled = time.monotonic() - begun
-                paced = measure(db, people, think_s=chosen.think, seconds=chosen.seconds)
-                flat_out = measure(db, people, think_s=0.0, seconds=chosen.seconds)
-                problems = chain.verify_chain(db)
-                results[name] = {
-                    "fill_s": round(filled, 1),
-                    "paced": paced,
-                    "flat_out": flat_out,
-                    "chain": "whole" if not problems else problems[:3],
-                }
     print(json.dumps(results, indent=2))
+
+
+def on_both(records: int, chosen: argparse.Namespace) -> dict[str, Any]:
+    """Both loads on a queue of so many records, on SQLite and on PostgreSQL."""
+    with tempfile.TemporaryDirectory() as folder, open_database(ProjectFolder(Path(folder))) as db:
+        results: dict[str, Any] = {"sqlite": on_queue(db, records, chosen)}
+    with (
+        postgresql() as url,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        if url is None:
+            return {**results, "postgresql": "not installed"}
+        with open_database(ProjectFolder(Path(folder)), url) as db:
+            return {**results, "postgresql": on_queue(db, records, chosen)}
+
+
+def on_queue(db: Database, records: int, chosen: argparse.Namespace) -> dict[str, Any]:
+    """Fills the queue, then measures."""
+    begun = time.monotonic()
+    people = fill(db, records, chosen.annotators)
+    filled = time.monotonic() - begun
+    paced = measure(db, people, think_s=chosen.think, seconds=chosen.seconds)
+    flat_out = measure(db, people, think_s=0.0, seconds=chosen.seconds)
+    problems = chain.verify_chain(db)
+    return {
+        "fill_s": round(filled, 1),
+        "paced": paced,
+        "flat_out": flat_out,
+        "chain": "whole" if not problems else problems[:3],
+    }
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ def bring_up(projects: list[Path], *, port: int, local_user: bool) -> tuple[list
             services.append(
                 start_review_app(folder.root, project.name, local_user=local_user, port=port + offset)
             )
-        services.append(start_runner(services[0].url, [folder.root for _, folder in loaded]))
+        # One runner a project: it has one place, so that no project has two runs at a time.
+        services.extend(start_runner(services[0].url, [folder.root]) for _, folder in loaded)
         os.environ.update(prefect_environment(services[0].url))
         for project, folder in loaded:
             wait_for_deployment(f"review/{project.name}")
@@ -59,7 +60,7 @@ def bring_up(projects: list[Path], *, port: int, local_user: bool) -> tuple[list
         for started in reversed(services):
             started.stop()
         raise
-    urls = [started.url for started in services[1:-1]]
+    urls = [started.url for started in services[1 : 1 + len(loaded)]]
     return services, {"prefect_url": services[0].url, "review_url": urls[0], "review_urls": urls}
 
 
@@ -168,7 +169,7 @@ def ensure_gate(project: Project, folder: ProjectFolder) -> str | None:
             return str(runs[0].id)
         run = client.create_flow_run_from_deployment(
             deployment.id,
-            parameters={"project": str(folder.root), "round_number": number, "rehearsal": rehearsal},
+            parameters={"run": {"project": str(folder.root), "round_number": number, "rehearsal": rehearsal}},
         )
     return str(run.id)
 

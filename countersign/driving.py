@@ -70,7 +70,7 @@ def run_phase(phase: str, root: Path, number: int, *, rehearsal: bool = False) -
         arguments["round_number"] = number
     if phase in ("setup", "review"):
         arguments["rehearsal"] = rehearsal
-    answer: dict[str, Any] = flow(**arguments)
+    answer: dict[str, Any] = flow(run=arguments)
     return answer
 
 

@@ -288,7 +288,7 @@ def compare(
         with prefect_running():
             from flows.compare import compare as compare_models
 
-            answer = compare_models(str(project.resolve()), names)
+            answer = compare_models(run={"project": str(project.resolve()), "models": names or []})
         emit(answer, as_json=json, text=comparison_table(answer))
 
 

@@ -222,10 +222,10 @@ class _Cast:
     def _review(self, number: int, people: list[Any]) -> None:
         from prefect.deployments import run_deployment
 
-        parameters = {"project": str(self.folder.root), "round_number": number, "rehearsal": True}
+        given = {"project": str(self.folder.root), "round_number": number, "rehearsal": True}
         wait_for_deployment(f"review/{self.project.name}")
         run = run_deployment(
-            f"review/{self.project.name}", parameters=parameters, timeout=0, as_subflow=False, _sync=True
+            f"review/{self.project.name}", parameters={"run": given}, timeout=0, as_subflow=False, _sync=True
         )
         _await_state(run.id, "PAUSED")
         decisions = work_together(people, seed=self.plan.seed + number)

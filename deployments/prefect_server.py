@@ -4,9 +4,19 @@ The offline UI tries an analytics host on every page load whatever is set; the p
 """
 
 import argparse
+import os
+import signal
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import uvicorn
+
+from labeling.shared_use import unused
+
+LOOK_EVERY_S = 1.0
+STOP_TIMEOUT_S = 8.0
 
 # The UI is a bundle that compiles templates at run time, hence the two unsafe sources; connections stay at home.
 POLICY = (
@@ -32,16 +42,32 @@ class WithPolicy:
         await self.app(scope, receive, sending if scope["type"] == "http" else send)
 
 
+def _end_when_unused(users: Path) -> None:
+    while not unused(users):
+        time.sleep(LOOK_EVERY_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(STOP_TIMEOUT_S)
+    os._exit(1)
+
+
 def main() -> None:
     """Starts the server on loopback."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
-    port = parser.parse_args().port
+    parser.add_argument("--users", type=Path, help="end when nobody holds a shared lock on this file")
+    options = parser.parse_args()
+    if options.users is not None:
+        threading.Thread(target=_end_when_unused, args=(options.users,), daemon=True).start()
     from prefect.server.api.server import create_app
 
     app = WithPolicy(create_app())
     uvicorn.run(
-        app, host="127.0.0.1", port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=2
+        app,
+        host="127.0.0.1",
+        port=options.port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=2,
     )
 
 

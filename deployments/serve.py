@@ -1,4 +1,7 @@
-"""Serves the flows of one or several projects as deployments; each project has one run at a time."""
+"""Serves the flows of one or several projects as deployments; no project has two runs at a time.
+
+python -m deployments.serve PROJECT ...
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -6,57 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from prefect import serve
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-from prefect.schedules import Cron
+from prefect.client.orchestration import get_client
 
-from flows.compare import compare
-from flows.export import export
-from flows.iterate import iterate
-from flows.pipeline import pipeline
-from flows.pre_annotate import pre_annotate
-from flows.qa import qa
-from flows.review import review
-from flows.setup import setup
+from deployments.catalogue import deployments_of, follow_schedules
+from deployments.recovery import start_again
 from labeling.project_file import load_project
-from schemas.project import Project
-
-FLOWS: dict[str, tuple[Any, str]] = {
-    "pipeline": (pipeline, "One round from where it stands: waits at the gate for the lead's signature."),
-    "setup": (setup, "Read sources, queue the blind sample, try the prompts on it."),
-    "pre_annotate": (pre_annotate, "Let the model draft a label for every record of a round."),
-    "review": (review, "Open a round for the annotators and wait for the lead's signature."),
-    "qa": (qa, "Agreement, findings, adjudication and gold of a signed round."),
-    "export": (export, "Check and write the release after a round."),
-    "compare": (
-        compare,
-        "Candidate models and prompts side by side on the reviewed sample; changes nothing.",
-    ),
-    "iterate": (iterate, "Learn from the settled labels: plan of the next round. Run after a prompt change."),
-}
-
-
-def deployments_of(project: Project, path: Path) -> list[Any]:
-    """The deployments of a project, named `FLOW/PROJECT`."""
-    limit = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
-    built = []
-    for name, (flow, description) in FLOWS.items():
-        cron = project.schedules.pre_annotate if name == "pre_annotate" else None
-        built.append(
-            flow.to_deployment(
-                name=project.name,
-                parameters={"project": str(path)},
-                description=description,
-                tags=["countersign", project.name],
-                concurrency_limit=limit,
-                schedules=[Cron(cron)] if cron else None,
-            )
-        )
-    return built
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serves until it is stopped."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--rehearsal", action="store_true", help="only the gate; the rest runs in the rehearsal itself"
     )
@@ -65,11 +27,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     built: list[Any] = []
     for path in options.projects:
         project, folder = load_project(path)
-        every = deployments_of(project, folder.root)
-        built += (
-            [entry for entry in every if entry.entrypoint.endswith(":review")] if options.rehearsal else every
-        )
-    serve(*built, pause_on_shutdown=False)
+        ours = deployments_of(project, folder.root, only=("review",) if options.rehearsal else ())
+        built += ours
+        if options.rehearsal:
+            continue
+        for deployment in ours:
+            deployment.apply()
+        with get_client(sync_client=True) as client:
+            follow_schedules(client, project)
+            for name in start_again(client, project):
+                print(f"{project.name}: run {name} goes on where it stopped.", flush=True)
+    serve(*built, pause_on_shutdown=False, limit=len(options.projects))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import httpx
 
 from labeling import paths
 from labeling.service_records import forget_service, record_service, service
+from labeling.shared_use import Use
 from schemas.errors import LabelingError
 
 PREFECT_PORT = 4200
@@ -29,6 +30,7 @@ QUIET_ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the older UI shows Resume as a button; both ask nobody behind the policy
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
@@ -82,12 +84,14 @@ class Service:
     Attributes:
         process: None where it was running before and belongs to somebody else.
         again: Starts it anew, at the same address.
+        use: Held where others may use the process too: it ends with the last of them.
     """
 
     name: str
     url: str
     process: subprocess.Popen[bytes] | None
     again: "Callable[[], Service]"
+    use: Use | None = None
 
     def runs(self) -> bool:
         """Whether the process lives; of somebody else's, whether the Prefect server still answers."""
@@ -96,8 +100,18 @@ class Service:
         return self.process.poll() is None
 
     def stop(self) -> None:
-        """Ends the process and what it started; one that was running before stays."""
+        """Ends the process and what it started; one that others use stays until the last of them stops it."""
+        if self.use is None:
+            self._end()
+            return
+        use, self.use = self.use, None
+        with use.end() as last:
+            if last:
+                self._end()
+
+    def _end(self) -> None:
         if self.process is None:
+            _end_noted(self.name)
             return
         if self.process.poll() is None:
             _signal_group(self.process, signal.SIGTERM)
@@ -110,6 +124,21 @@ class Service:
         forget_service(self.name)
 
 
+def _end_noted(name: str) -> None:
+    """Ends a server that this process did not start and that nobody uses any more."""
+    noted = service(name)
+    if noted is None or not answers(f"{noted['url']}/api/health"):
+        return
+    try:
+        os.kill(noted["pid"], signal.SIGTERM)
+    except ProcessLookupError:
+        pass
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while answers(f"{noted['url']}/api/health") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    forget_service(name)
+
+
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     try:
         os.killpg(process.pid, number)
@@ -117,7 +146,9 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
         pass
 
 
-def _spawn(name: str, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _spawn(
+    name: str, command: Sequence[str], environment: Mapping[str, str], *, outlives: bool = False
+) -> subprocess.Popen[bytes]:
     log = log_path(name)
     log.parent.mkdir(parents=True, exist_ok=True)
     root = str(Path(__file__).resolve().parent.parent)
@@ -128,7 +159,7 @@ def _spawn(name: str, command: Sequence[str], environment: Mapping[str, str]) ->
             stderr=out,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=None if outlives else _end_with_parent,
             cwd=root,
             env={**os.environ, **environment, "PYTHONPATH": root},
         )
@@ -172,18 +203,28 @@ def _wait(name: str, health: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def start_prefect_server(port: int = PREFECT_PORT) -> Service:
-    """The Prefect server of this machine's installation: found running, or started on loopback."""
+    """The Prefect server of this machine's installation: found running, or started on loopback.
+
+    It does not end with the command that started it while another one uses it, e.g. `up` that came while a `run` was at
+    work; it ends by itself when all who used it have ended, however they did.
+    """
+    users = paths.services() / "prefect.users"
+    use = Use(users)
     noted = service("prefect")
     if noted is not None and answers(f"{noted['url']}/api/health"):
         at = int(noted["url"].rpartition(":")[2])
-        return Service("prefect", noted["url"], None, lambda: start_prefect_server(at))
+        return Service("prefect", noted["url"], None, lambda: start_prefect_server(at), use)
     port = free_port(port)
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "deployments.prefect_server", "--port", str(port)]
-    process = _spawn("prefect", command, prefect_environment(url))
-    _wait("prefect", f"{url}/api/health", process)
+    command = [sys.executable, "-m", "deployments.prefect_server", "--port", str(port), "--users", str(users)]
+    process = _spawn("prefect", command, prefect_environment(url), outlives=True)
+    try:
+        _wait("prefect", f"{url}/api/health", process)
+    except ServiceError:
+        with use.end():
+            raise
     record_service("prefect", {"url": url, "pid": process.pid})
-    return Service("prefect", url, process, lambda: start_prefect_server(port))
+    return Service("prefect", url, process, lambda: start_prefect_server(port), use)
 
 
 def start_runner(prefect_url: str, projects: Sequence[Path], *, rehearsal: bool = False) -> Service:

@@ -5,15 +5,17 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
+from flows.parameters import IterateRun, round_of
 from labeling.project_file import load_project
 from tasks.reviewing import plan_next
 
 
 @flow(name="iterate", persist_result=True)
-def iterate(project: str, round_number: int = 1) -> dict[str, Any]:
+def iterate(run: IterateRun) -> dict[str, Any]:
     """Writes the plan of the next round: student, confidence, calibration, and prompts that proved themselves."""
-    sentences = plan_next(project, round_number)
+    round_number = round_of(run, "iterate")
+    sentences = plan_next(run.project, round_number)
     create_markdown_artifact(
-        "\n".join(f"- {line}" for line in sentences), key=f"{load_project(project)[0].name}-plan"
+        "\n".join(f"- {line}" for line in sentences), key=f"{load_project(run.project)[0].name}-plan"
     )
     return {"phase": "iterate", "round": round_number, "state": "done", "waiting_for": [], "plan": sentences}

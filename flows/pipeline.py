@@ -7,6 +7,15 @@ from prefect import flow
 from flows.export import export
 from flows.gate import wait_at_gate
 from flows.iterate import iterate
+from flows.parameters import (
+    ExportRun,
+    IterateRun,
+    PipelineRun,
+    PreAnnotateRun,
+    QaRun,
+    SetupRun,
+    round_of,
+)
 from flows.pre_annotate import pre_annotate
 from flows.qa import qa
 from flows.review import opened
@@ -16,23 +25,24 @@ from tasks.reviewing import close_queue
 
 
 @flow(name="pipeline", persist_result=True)
-def pipeline(project: str, round_number: int = 1) -> dict[str, Any]:
+def pipeline(run: PipelineRun) -> dict[str, Any]:
     """Runs one round from where it stands to the plan of the next one.
 
     Waits at the review gate for as long as it takes. Where the sample or disputes are still open it ends and says so;
     run it again once they are done: finished phases are not repeated.
     """
-    if round_number == 1:
-        state = setup(project)
+    project, number = run.project, round_of(run, "setup")
+    if number == 1:
+        state = setup(SetupRun(project=project))
         if state["state"] == "waiting":
             return state
-    pre_annotate(project, round_number)
-    opened(project, round_number, False)
+    pre_annotate(PreAnnotateRun(project=project, round_number=number))
+    opened(project, number, False)
     loaded, folder = load_project(project)
-    wait_at_gate(loaded, folder, "review", round_number)
-    close_queue(project, round_number)
-    state = qa(project, round_number)
+    wait_at_gate(loaded, folder, "review", number)
+    close_queue(project, number)
+    state = qa(QaRun(project=project, round_number=number))
     if state["state"] == "waiting":
         return state
-    export(project, round_number)
-    return iterate(project, round_number)
+    export(ExportRun(project=project, round_number=number))
+    return iterate(IterateRun(project=project, round_number=number))

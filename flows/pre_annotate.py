@@ -4,20 +4,22 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
+from flows.parameters import PreAnnotateRun, round_of
 from tasks.pre_annotation import score_for_a_while, suggest
 
 
 @flow(name="pre_annotate", persist_result=True)
-def pre_annotate(project: str, round_number: int = 1) -> dict[str, Any]:
+def pre_annotate(run: PreAnnotateRun) -> dict[str, Any]:
     """Scores every record that has no score with the plan's prompt, in shards that survive any interruption, and turns
     the scores into the suggestions of the round."""
+    round_number = round_of(run, "pre_annotate")
     scored, seconds = 0, 0.0
     while True:
-        step = score_for_a_while(project, round_number)
+        step = score_for_a_while(run.project, round_number)
         scored, seconds = scored + step["scored"], seconds + step["seconds"]
         if step["left"] <= 0:
             break
-    counts = suggest(project, round_number)
+    counts = suggest(run.project, round_number)
     get_run_logger().info("round %d: %s", round_number, counts)
     return {
         "phase": "pre_annotate",

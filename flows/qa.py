@@ -3,16 +3,26 @@
 from typing import Any
 
 from prefect import flow
+from prefect.artifacts import create_markdown_artifact
 
+from flows.figures import round_text
+from flows.parameters import QaRun, round_of
+from labeling.project_file import load_project
+from labeling.service_records import review_url
 from tasks.reviewing import check_quality
 
 
 @flow(name="qa", persist_result=True)
-def qa(project: str, round_number: int = 1) -> dict[str, Any]:
+def qa(run: QaRun) -> dict[str, Any]:
     """Measures agreement, flags what looks wrong, sends disputes to an adjudicator; once those are settled, writes the
     round's gold labels and its report."""
-    outcome = check_quality(project, round_number)
+    round_number = round_of(run, "qa")
+    outcome = check_quality(run.project, round_number)
     missing = outcome["missing"]
+    if outcome.get("figures"):
+        project, _ = load_project(run.project)
+        text = round_text(project.title or project.name, outcome["figures"], review_url(project.name))
+        create_markdown_artifact(text, key=f"{project.name}-round")
     return {
         "phase": "qa",
         "round": round_number,

@@ -5,6 +5,7 @@ from typing import Any
 from prefect import flow
 
 from flows.gate import wait_at_gate
+from flows.parameters import ReviewRun, round_of
 from labeling.database import rounds
 from labeling.database.opening import project_database
 from labeling.project_file import load_project
@@ -13,9 +14,10 @@ from tasks.reviewing import close_queue, open_queue
 
 
 @flow(name="review", persist_result=True)
-def review(project: str, round_number: int = 1, rehearsal: bool = False) -> dict[str, Any]:
+def review(run: ReviewRun) -> dict[str, Any]:
     """Puts the round before people, suspends until a lead has signed it, and writes the annotations."""
-    opened(project, round_number, rehearsal)
+    project, round_number = run.project, round_of(run, "review")
+    opened(project, round_number, run.rehearsal)
     loaded, folder = load_project(project)
     record = wait_at_gate(loaded, folder, "review", round_number)
     count = close_queue(project, round_number)
@@ -40,8 +42,9 @@ def opened(project: str, round_number: int, rehearsal: bool) -> RoundState | Non
 
 
 @flow(name="open_review", persist_result=True)
-def open_review(project: str, round_number: int = 1, rehearsal: bool = False) -> dict[str, Any]:
+def open_review(run: ReviewRun) -> dict[str, Any]:
     """Puts the round before people without waiting for them (`countersign run`); says what the gate still lacks."""
+    project, round_number, rehearsal = run.project, round_of(run, "review"), run.rehearsal
     loaded, folder = load_project(project)
     state = opened(project, round_number, rehearsal)
     answer: dict[str, Any] = {"phase": "review", "round": round_number}

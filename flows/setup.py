@@ -5,6 +5,7 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
+from flows.parameters import SetupRun
 from labeling.database import rounds
 from labeling.database.opening import project_database
 from labeling.project_file import load_project
@@ -14,12 +15,13 @@ from tasks.preparation import embed_records, ingest_sources, measure, queue_setu
 
 
 @flow(name="setup", persist_result=True)
-def setup(project: str, rehearsal: bool = False) -> dict[str, Any]:
+def setup(run: SetupRun) -> dict[str, Any]:
     """Reads what is new in the sources, draws the sample and puts it before people. Once they have labelled it, tries
     every prompt on it; the best is held against the threshold with its interval.
 
     Returns what the phase waits for, if anything: the sample, or a lead's word on a gate that was not passed.
     """
+    project, rehearsal = run.project, run.rehearsal
     loaded, folder = load_project(project)
     counts = ingest_sources(project)
     embed_records(project)

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,74 @@ from labeling.scoring import score_batch
 RECORD_TOKENS = 200
 PREFIX_TOKENS = 150
 RECORDS = 32
+TURNS = 2
 LABELS = ("Question", "Complaint", "Request", "Other")
 WORDS = tuple(word for line in SENTENCES for word in line.split())
+
+
+@dataclass
+class Pace:
+    """Uncached prompt tokens and the seconds they took, of several blocks."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """One block more."""
+        self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
+
+    @property
+    def per_s(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+class Workload:
+    """Labels of fresh records of about 200 tokens behind a shared prefix, and bare prefill of as many fresh tokens.
+
+    Raises:
+        EngineUnavailable: the engine stopped answering.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._dice, self._asked = engine, random.Random(1), 0
+        names = ", ".join(LABELS)
+        prefix = f"{_words(self._dice, PREFIX_TOKENS)}\nLabels: {names}.\n\nText: "
+        self._prompt = Prompt(PromptTemplate("bench", ""), _codes(engine), (), prefix, f"\nLabel ({names}):")
+        self._prefix, _ = engine.prefill(engine.tokenize(prefix), slot=0)
+        engine.warm(engine.tokenize(prefix))
+        self.labelled, self.bare = Pace(), Pace()
+        self.scored = self.set_aside = 0
+
+    def labels(self, count: int, on_record: Callable[[], None] | None = None) -> None:
+        """Labels so many records."""
+        texts = [(f"r{self._asked + turn}", _words(self._dice, RECORD_TOKENS)) for turn in range(count)]
+        self._asked += count
+        started = time.perf_counter()
+        outcome = score_batch(self._engine, self._prompt, texts, on_record=on_record)
+        seconds = time.perf_counter() - started
+        cached = (
+            sum(row.tokens_cached for row in outcome.scored)
+            if self._engine.counts
+            else self._prefix * len(outcome.scored)
+        )
+        self.labelled.add(sum(row.tokens_sent for row in outcome.scored) - cached, seconds)
+        self.scored += len(outcome.scored)
+        self.set_aside += len(outcome.set_aside)
+
+    def prefill(self, count: int) -> None:
+        """Reads so many prompts with nothing else done: no two share a beginning."""
+        texts = [f"{self._dice.random()} {_words(self._dice, RECORD_TOKENS)}\nLabel:" for _ in range(count)]
+        prompts = [self._engine.tokenize(text) for text in texts]
+
+        def ask(turn: int) -> int:
+            sent, cached = self._engine.prefill(prompts[turn], slot=turn % self._engine.slots)
+            return sent - cached
+
+        started = time.perf_counter()
+        with ThreadPoolExecutor(self._engine.slots) as pool:
+            tokens = sum(pool.map(ask, range(count)))
+        self.bare.add(tokens, time.perf_counter() - started)
 
 
 def bench(
@@ -26,9 +93,8 @@ def bench(
 ) -> dict[str, Any]:
     """A row of the hardware table.
 
-    Two measurements on the same engine in one run: labels of fresh records behind a shared prefix, and bare prefill of
-    fresh prompts of about the same length, as many in flight. `engine_limit_share` is uncached tokens a second of
-    the first over the second.
+    Labels and bare prefill are measured in turn on the same engine in one run, since the speed of a shared machine
+    swings within minutes. `engine_limit_share` is uncached tokens a second of the first over the second.
 
     Args:
         records: How many records of about 200 tokens.
@@ -36,24 +102,11 @@ def bench(
     Raises:
         EngineUnavailable: the engine stopped answering.
     """
-    dice = random.Random(1)
-    codes = _codes(engine)
-    prompt = Prompt(
-        PromptTemplate("bench", ""), codes, (), _words(dice, PREFIX_TOKENS) + "\n\nText: ", "\nLabel:"
-    )
-    prefix, _ = engine.prefill(engine.tokenize(prompt.prefix), slot=0)
-    engine.warm(engine.tokenize(prompt.prefix))
-    first = _prefill(engine, dice, records)
-    texts = [(f"r{number}", _words(dice, RECORD_TOKENS)) for number in range(records)]
-    started = time.perf_counter()
-    outcome = score_batch(engine, prompt, texts, on_record=on_record)
-    seconds = time.perf_counter() - started
-    second = _prefill(engine, dice, records)
-    sent = sum(row.tokens_sent for row in outcome.scored)
-    cached = (
-        sum(row.tokens_cached for row in outcome.scored) if engine.counts else prefix * len(outcome.scored)
-    )
-    limit = max(first, second)
+    work = Workload(engine)
+    turns = [records // TURNS + (turn < records % TURNS) for turn in range(min(TURNS, records))]
+    for count in turns:
+        work.prefill(count)
+        work.labels(count, on_record)
     identity = engine.identity()
     return {
         "hardware": hardware(),
@@ -61,13 +114,13 @@ def bench(
         "model": identity.model,
         "quantization": identity.quantization,
         "in_flight": engine.slots,
-        "records": len(outcome.scored),
-        "set_aside": len(outcome.set_aside),
-        "tokens_per_record": round((sent - cached) / max(1, len(outcome.scored))),
-        "records_per_hour": round(3600 * len(outcome.scored) / seconds),
-        "tokens_per_s": round((sent - cached) / seconds, 1),
-        "engine_limit_tokens_per_s": round(limit, 1),
-        "engine_limit_share": round((sent - cached) / seconds / limit, 3),
+        "records": work.scored,
+        "set_aside": work.set_aside,
+        "tokens_per_record": round(work.labelled.tokens / max(1, work.scored)),
+        "records_per_hour": round(3600 * work.scored / work.labelled.seconds),
+        "tokens_per_s": round(work.labelled.per_s, 1),
+        "engine_limit_tokens_per_s": round(work.bare.per_s, 1),
+        "engine_limit_share": round(work.labelled.per_s / work.bare.per_s, 3),
     }
 
 
@@ -81,21 +134,6 @@ def _codes(engine: Engine) -> tuple[LabelCode, ...]:
 
 def _words(dice: random.Random, count: int) -> str:
     return " ".join(dice.choices(WORDS, k=count))
-
-
-def _prefill(engine: Engine, dice: random.Random, count: int) -> float:
-    """Uncached prompt tokens a second with nothing else done: no two prompts share a beginning."""
-    texts = [f"{number} {_words(dice, RECORD_TOKENS)}\nLabel:" for number in range(count)]
-    prompts = [engine.tokenize(text) for text in texts]
-
-    def ask(turn: int) -> int:
-        sent, cached = engine.prefill(prompts[turn], slot=turn % engine.slots)
-        return sent - cached
-
-    started = time.perf_counter()
-    with ThreadPoolExecutor(engine.slots) as pool:
-        tokens = sum(pool.map(ask, range(count)))
-    return tokens / (time.perf_counter() - started)
 
 
 def hardware() -> str:

@@ -92,7 +92,9 @@ def _engine(project: Project, folder: ProjectFolder) -> None:
                     expected=f"at most {engine.context - 64}",
                     next_step="Shorten the definitions, or raise engine.context.",
                 )
-        require(self_test(engine, prompt, digest=project.engine.digest))
+        # No more than the engine tells: with more labels each record is asked about those nearest to it.
+        told = bind(prompt.template, project, codes[: engine.tells])
+        require(self_test(engine, told, digest=project.engine.digest))
     finally:
         engine.close()
 

@@ -15,12 +15,21 @@ from labeling.engines.opening import connect_engine
 from labeling.engines.protocol import Engine
 from labeling.engines.self_test import Point, require, self_test
 from labeling.intervals import mcnemar_exact, wilson_for_best_of
+from labeling.label_lists import label_lists
 from labeling.paths import ProjectFolder
-from labeling.prompts import bind
 from labeling.record_store import texts_of
 from labeling.reviewing import sample_labels
 from labeling.scoring import score_batch
-from labeling.setup import STRENGTHS, Tried, bound_prompts, draw_sample, sample_gold, try_prompts
+from labeling.setup import (
+    STRENGTHS,
+    Tried,
+    bound_prompts,
+    draw_sample,
+    sample_gold,
+    shortlist_figures,
+    try_other_order,
+    try_prompts,
+)
 from labeling.storage import project_lock
 from schemas.errors import BusyError, LabelingError, ProjectError, SourceError
 from schemas.project import Project
@@ -130,16 +139,17 @@ def _of_model(
         labels = project.label_schema.names
         gold = [str(truth[record_id]) for record_id in sample]
         rows: list[_Candidate] = []
-        # The same prompts with the labels named in the other order: what changes is the order's doing.
-        turned = [bind(prompt.template, project, prompt.codes[::-1]) for prompt in prompts]
-        tries = list(try_prompts(project, folder, engine, [*prompts, *turned], sample, texts))
-        for tried, other in zip(tries[: len(prompts)], tries[len(prompts) :], strict=True):
-            pace = _pace(engine, tried, sample, texts)
+        for tried in try_prompts(project, folder, engine, prompts, sample, texts):
+            other = try_other_order(project, folder, engine, tried, sample, texts)
+            pace = _pace(project, folder, engine, tried, sample, texts)
+            lists = label_lists(project, folder, engine, tried.prompt)
+            short = None if lists is None else shortlist_figures(tried.prompt, lists, truth)
             for strength in STRENGTHS:
                 row, right = _row(tried, gold, labels, strength)
                 row = {"model": model, "quantization": engine.identity().quantization, **row}
                 row["records_per_hour"] = pace
-                row["changed_by_label_order"] = _changed(tried, other, labels, strength)
+                row["shortlist"] = short
+                row["changed_by_label_order"] = tried.changed_by_order(other, labels, strength)
                 rows.append(_Candidate(row, right))
         memory = _resident_mb()
         grown = (
@@ -175,19 +185,21 @@ def _row(
     }, right
 
 
-def _changed(tried: Tried, turned: Tried, labels: Sequence[str], strength: float) -> float | None:
-    """Share of the records that both could use whose label depends on the order in which the labels are named."""
-    both = tried.usable & turned.usable
-    first = tried.predicted(labels, strength)
-    second = len(labels) - 1 - turned.predicted(labels[::-1], strength)
-    return float((first != second)[both].mean()) if both.any() else None
-
-
-def _pace(engine: Engine, tried: Tried, sample: Sequence[str], texts: Mapping[str, str]) -> int | None:
+def _pace(
+    project: Project,
+    folder: ProjectFolder,
+    engine: Engine,
+    tried: Tried,
+    sample: Sequence[str],
+    texts: Mapping[str, str],
+) -> int | None:
     """Records an hour, measured on records asked anew; their replies are not kept."""
     records = [(record_id, f"{texts[record_id]} ") for record_id in sample[:PACE_RECORDS]]
+    lists = label_lists(project, folder, engine, tried.prompt)
     started = time.perf_counter()
-    outcome = score_batch(engine, tried.prompt, records)
+    outcome = score_batch(
+        engine, tried.prompt, records, prompt_for=None if lists is None else lists.prompt_for
+    )
     seconds = time.perf_counter() - started
     return round(3600 * len(outcome.scored) / seconds) if outcome.scored else None
 
@@ -244,6 +256,15 @@ def comparison_table(answer: Mapping[str, Any]) -> str:
     warnings = [
         f"- {row['model']}: {sentence}" for row in answer["models"] for sentence in row.get("warnings", ())
     ]
+    for row in answer["models"]:
+        short = row.get("shortlist")
+        if short is not None:
+            found = short["recall"]
+            warnings.append(
+                f"- {row['model']} is asked about the {short['labels']} of {short['of']} labels nearest to a record; "
+                f"the right one is among them for {found['value']:.0%} of the sample "
+                f"({found['low']:.0%} to {found['high']:.0%})."
+            )
     told = "\n" + "\n".join(dict.fromkeys(warnings)) if warnings else ""
     return head + "\n".join(lines) + f"\n\n{answer['reason']}{told}"
 

@@ -14,10 +14,10 @@ import polars as pl
 
 from labeling.calibration import entropy, fit_batch_calibration, fit_correctness, margin
 from labeling.cascade import batch_of, fit_student_confidence, left_to_student, random_share
-from labeling.engines.protocol import Engine, LabelCode
+from labeling.engines.protocol import Engine
 from labeling.intervals import mcnemar_exact, paired_gain, wilson
 from labeling.paths import ProjectFolder
-from labeling.prompts import Exemplar, Prompt, PromptTemplate, bind
+from labeling.prompts import Exemplar, Prompt, bind, prompt_of
 from labeling.record_store import Vectors, record_ids, rows_of, texts_of
 from labeling.score_store import ScoreStore, register
 from labeling.setup import bound_prompts, load_plan, try_prompts
@@ -99,30 +99,19 @@ def _prompt_trials(
     used = read_json(folder.prompts_used / f"{before.prompt_id}.json")
     in_use = next((prompt for prompt in bound if prompt.prompt_id == before.prompt_id), None)
     if in_use is None:
-        in_use = prompt_of_plan(used)
+        in_use = prompt_of(used)
     seen = {candidate["prompt_id"] for candidate in load_plan(folder, 1).candidates} | {before.prompt_id}
     seen |= {candidate.get("prompt_id") for candidate in before.candidates}
     trials = [prompt for prompt in bound if prompt.prompt_id not in seen]
     if project.prompts.exemplars and not in_use.exemplars and used["template_source"]:
         exemplars = balanced_exemplars(known, project.label_schema.names, project.prompts.exemplars)
-        with_exemplars = bind(in_use.template, project, in_use.codes, exemplars)
+        with_exemplars = bind(in_use.template, project, in_use.codes, exemplars, listing=in_use.listing)
         if (with_exemplars.prefix, with_exemplars.cue) != (
             in_use.prefix,
             in_use.cue,
         ):  # a template may show none
             trials.append(with_exemplars)
     return in_use, trials
-
-
-def prompt_of_plan(used: Mapping[str, Any]) -> Prompt:
-    """A prompt as it was written down in prompts_used/, whatever has become of its file since."""
-    return Prompt(
-        PromptTemplate(used["template"], used["template_source"]),
-        tuple(LabelCode(*code) for code in used["codes"]),
-        tuple(Exemplar(record_id, "", "") for record_id in used["exemplars"]),
-        used["prefix"],
-        used["cue"],
-    )
 
 
 def balanced_exemplars(known: Lesson, labels: Sequence[str], most: int) -> list[Exemplar]:

@@ -6,9 +6,10 @@ prefix cache serves it.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -49,12 +50,34 @@ class PromptTemplate:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """Which labels the prompt of a record lists and in which order, where that is not the same for all records.
+
+    Attributes:
+        orders: Different orders in turn, by a hash of the record; 1 = the project's own for every record.
+        seed: Decides the orders.
+        most: At most so many labels, those nearest to the record; None = all.
+        by: Model id of the vectors that say which are nearest.
+    """
+
+    orders: int = 1
+    seed: int = 0
+    most: int | None = None
+    by: str = ""
+
+
+SAME_FOR_ALL = Listing()
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A template bound to a label schema, codes and fixed exemplars.
 
     Attributes:
-        prefix: Everything before the record; the same bytes for every record.
+        prefix: Everything before the record; the same bytes for every record that lists the same labels.
         cue: Everything after it; ends where the label's token follows.
+        listing: Which labels a record's own prompt lists (`labeling.label_lists`).
+        context: What the template was rendered with; None where all records share the prompt.
     """
 
     template: PromptTemplate
@@ -62,6 +85,8 @@ class Prompt:
     exemplars: tuple[Exemplar, ...]
     prefix: str
     cue: str
+    listing: Listing = SAME_FOR_ALL
+    context: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @property
     def prompt_id(self) -> str:
@@ -78,7 +103,25 @@ class Prompt:
             "cue": self.cue,
             "codes": [list(astuple(code))[: 4 if code.token else 3] for code in self.codes],
             "exemplars": [exemplar.record_id for exemplar in self.exemplars],
+            **({} if self.context is None else {"listing": asdict(self.listing), "context": self.context}),
         }
+
+    def listed(self, codes: Sequence[LabelCode]) -> "Prompt":
+        """The same prompt with just these labels, in this order and with these codes."""
+        assert self.context is not None
+        shown = {code.label: code.text.strip() for code in codes}
+        told = {label["name"]: label for label in self.context["labels"]}
+        context = {
+            **self.context,
+            "labels": [{**told[name], "shown": word} for name, word in shown.items()],
+            "exemplars": [
+                {**item, "shown": shown[item["label"]]}
+                for item in self.context["exemplars"]
+                if item["label"] in shown
+            ],
+        }
+        prefix, cue = _rendered(self.template, context)
+        return replace(self, codes=tuple(codes), prefix=prefix, cue=cue, listing=SAME_FOR_ALL, context=None)
 
     def around(self, text: str) -> str:
         """The whole prompt for one record."""
@@ -122,7 +165,12 @@ def load_template(name: str, root: Path) -> PromptTemplate:
 
 
 def bind(
-    template: PromptTemplate, project: Project, codes: Sequence[LabelCode], exemplars: Sequence[Exemplar] = ()
+    template: PromptTemplate,
+    project: Project,
+    codes: Sequence[LabelCode],
+    exemplars: Sequence[Exemplar] = (),
+    *,
+    listing: Listing = SAME_FOR_ALL,
 ) -> Prompt:
     """Renders a template for a project.
 
@@ -137,11 +185,32 @@ def bind(
             {"name": code.label, "shown": shown[code.label], "definition": definitions[code.label]}
             for code in codes
         ],
-        "exemplars": [{"text": item.text, "shown": shown[item.label]} for item in exemplars],
-        "text": _MARK,
+        "exemplars": [
+            {"text": item.text, "shown": shown[item.label], "label": item.label} for item in exemplars
+        ],
     }
+    prefix, cue = _rendered(template, context)
+    prompt = Prompt(template, tuple(codes), tuple(exemplars), prefix, cue)
+    return prompt if listing == SAME_FOR_ALL else replace(prompt, listing=listing, context=context)
+
+
+def prompt_of(used: Mapping[str, Any]) -> Prompt:
+    """A prompt as it was written down in prompts_used/, whatever has become of its file since."""
+    return Prompt(
+        PromptTemplate(used["template"], used["template_source"]),
+        tuple(LabelCode(*code) for code in used["codes"]),
+        tuple(Exemplar(record_id, "", "") for record_id in used["exemplars"]),
+        used["prefix"],
+        used["cue"],
+        Listing(**used.get("listing", {})),
+        used.get("context"),
+    )
+
+
+def _rendered(template: PromptTemplate, context: Mapping[str, Any]) -> tuple[str, str]:
+    """What stands before and after the record."""
     try:
-        rendered = _ENVIRONMENT.from_string(template.source).render(context)
+        rendered = _ENVIRONMENT.from_string(template.source).render(**context, text=_MARK)
     except jinja2.TemplateError as error:
         raise PromptFileError(
             f"prompt {template.name}",
@@ -157,7 +226,7 @@ def bind(
             next_step="Put {{ text }} near the end of the template.",
         )
     prefix, cue = rendered.split(_MARK)
-    return Prompt(template, tuple(codes), tuple(exemplars), prefix, cue.rstrip())
+    return prefix, cue.rstrip()
 
 
 def label_codes(

@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from labeling.engines.protocol import Engine
+from labeling.label_lists import label_lists
 from labeling.paths import ProjectFolder
 from labeling.prompts import Prompt
 from labeling.scoring import BatchOutcome, score_batch
@@ -122,8 +123,16 @@ def score_missing(
     """
     asked = lost = 0
     fresh = (record for record in records if record[0] not in known)
+    lists = label_lists(project, folder, engine, prompt)
     while shard := list(islice(fresh, project.limits.shard_records)):
-        outcome = score_batch(engine, prompt, shard, over_long=project.prompts.over_long, on_record=on_record)
+        outcome = score_batch(
+            engine,
+            prompt,
+            shard,
+            over_long=project.prompts.over_long,
+            on_record=on_record,
+            prompt_for=None if lists is None else lists.prompt_for,
+        )
         _check_identity(engine, folder, store)
         asked += len(shard)
         lost += len(outcome.set_aside)

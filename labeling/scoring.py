@@ -3,18 +3,17 @@
 This is the one place where an engine is asked again (at most 3 tries a record).
 """
 
-import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from labeling.engines.protocol import Engine, LabelScores, Tokens
+from labeling.engines.protocol import UNREPORTED, Engine, LabelScores, Tokens
 from labeling.prompts import Prompt
-from schemas.errors import ControlMark, EngineError, LabelingError, PromptTooLong
+from schemas.errors import ControlMark, EngineError, LabelingError, NoLabelTold, PromptTooLong
 
 MAX_TRIES = 3
 FIRST_PAUSE_S = 0.2
@@ -35,6 +34,7 @@ class Scored:
     fit: str
     attempts: int
     duration_s: float
+    label_first: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,22 +64,33 @@ def score_batch(
     in_flight: int | None = None,
     on_record: Callable[[], None] | None = None,
     pause_s: float = FIRST_PAUSE_S,
+    prompt_for: Callable[[str], Prompt] | None = None,
 ) -> BatchOutcome:
     """Scores (record_id, text) pairs with as many requests in flight as the engine has slots.
 
     Results come in the order of `records`, whatever the order of the replies.
+
+    Args:
+        prompt_for: The prompt of a record by its id, where it lists the labels in another order or only some of them;
+            records of one prompt are asked one after the other. A label it does not list is `UNREPORTED`.
     """
     outcomes: list[Scored | SetAside | None] = [None] * len(records)
-    turns = itertools.count()  # taking the next number is atomic: no lock, and no future a record
+    own = (
+        [prompt] * len(records) if prompt_for is None else [prompt_for(record_id) for record_id, _ in records]
+    )
+    order = range(len(records))
+    turns = iter(order if prompt_for is None else sorted(order, key=lambda turn: own[turn].prefix))
     stop = threading.Event()
 
     def work(lane: int) -> None:
         slot = lane % engine.slots
-        while not stop.is_set() and (turn := next(turns)) < len(records):
+        # Taking the next turn is atomic: no lock, and no future a record.
+        while not stop.is_set() and (turn := next(turns, None)) is not None:
             try:
-                outcomes[turn] = _score_one(
-                    engine, prompt, records[turn], over_long=over_long, slot=slot, pause_s=pause_s
+                outcome = _score_one(
+                    engine, own[turn], records[turn], over_long=over_long, slot=slot, pause_s=pause_s
                 )
+                outcomes[turn] = _spread(outcome, own[turn], prompt)
             except BaseException:
                 stop.set()  # broken code: the other lanes need not go on
                 raise
@@ -102,6 +113,14 @@ def score_batch(
     )
 
 
+def _spread(outcome: Scored | SetAside, asked: Prompt, prompt: Prompt) -> Scored | SetAside:
+    """The scores of the labels a record was asked about in the places of all labels."""
+    if asked is prompt or isinstance(outcome, SetAside):
+        return outcome
+    told = dict(zip((code.label for code in asked.codes), outcome.log_probs, strict=True))
+    return replace(outcome, log_probs=tuple(told.get(code.label, UNREPORTED) for code in prompt.codes))
+
+
 def _score_one(
     engine: Engine, prompt: Prompt, record: tuple[str, str], *, over_long: str, slot: int, pause_s: float
 ) -> Scored | SetAside:
@@ -117,7 +136,7 @@ def _score_one(
         except ControlMark as error:
             return SetAside(record_id, f"control text: {error.found}", str(error), attempts)
         except EngineError as error:
-            if not _may_help(error) or attempts == MAX_TRIES:
+            if attempts >= _tries(error):
                 return SetAside(
                     record_id, f"unusable reply: {error.found}"[:300], str(error)[:4000], attempts
                 )
@@ -180,9 +199,12 @@ def _asked_until_it_fits(
     )
 
 
-def _may_help(error: LabelingError) -> bool:
-    # A malformed reply may be a cut connection's; a changed identity must never be tried over.
-    return type(error) is EngineError or error.retryable
+def _tries(error: LabelingError) -> int:
+    """How often a record is asked in all. A malformed reply may be a cut connection's; a model that does not think of
+    the labels hardly thinks of them the next time; a changed identity must never be tried over."""
+    if isinstance(error, NoLabelTold):
+        return 2
+    return MAX_TRIES if type(error) is EngineError or error.retryable else 1
 
 
 def _merged(
@@ -204,6 +226,7 @@ def _merged(
         fit,
         attempts,
         sum(reply.duration_s for reply in replies),
+        all(reply.label_first for reply in replies),
     )
 
 

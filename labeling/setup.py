@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from labeling.calibration import fit_batch_calibration, fit_correctness
 from labeling.engines.protocol import Engine
-from labeling.engines.self_test import as_json, require, self_test, warnings_of
+from labeling.engines.self_test import Point, as_json, labels_first, require, self_test, warnings_of
 from labeling.intervals import gate_verdict, records_to_conclude, wilson_for_best_of
+from labeling.label_lists import LabelLists, label_lists, listing_for, recall
 from labeling.paths import ProjectFolder
 from labeling.prompts import Prompt, bind, label_codes, load_template
 from labeling.record_store import record_ids, rows_of, texts_of
@@ -28,6 +29,7 @@ from schemas.project import Project
 from schemas.values import Value
 
 STRENGTHS = (0.0, 1.0)
+SELF_TEST_RECORDS = 20
 
 
 def draw_sample(project: Project, folder: ProjectFolder) -> list[str]:
@@ -76,7 +78,11 @@ def sample_gold(project: Project, folder: ProjectFolder, sample: Sequence[str]) 
 def bound_prompts(project: Project, folder: ProjectFolder, engine: Engine) -> list[Prompt]:
     """The project's prompts as this engine's tokenizer spells them."""
     codes = label_codes(project.label_schema.labels, engine.first_token, style=project.prompts.codes)
-    return [bind(load_template(name, folder.root), project, codes) for name in project.prompts.files]
+    listing = listing_for(project, engine)
+    return [
+        bind(load_template(name, folder.root), project, codes, listing=listing)
+        for name in project.prompts.files
+    ]
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,21 @@ class Tried:
     def predicted(self, labels: Sequence[str], strength: float) -> npt.NDArray[np.int64]:
         """(n,) number of the most likely label, -1 where not usable."""
         return np.where(self.usable, self.calibrated(labels, strength).argmax(axis=1), -1)
+
+    def changed_by_order(
+        self, turned: "Tried | None", labels: Sequence[str], strength: float
+    ) -> float | None:
+        """Share of the records both could use whose label depends on the order in which the prompt lists the labels.
+
+        Args:
+            turned: What `try_other_order` gave.
+        """
+        if turned is None:
+            return 0.0
+        both = self.usable & turned.usable
+        first = self.predicted(labels, strength)
+        second = len(labels) - 1 - turned.predicted(labels[::-1], strength)
+        return float((first != second)[both].mean()) if both.any() else None
 
 
 def try_prompts(
@@ -138,6 +159,25 @@ def try_prompts(
         yield Tried(prompt, store, scores, mass, usable)
 
 
+def try_other_order(
+    project: Project,
+    folder: ProjectFolder,
+    engine: Engine,
+    tried: Tried,
+    record_ids: Sequence[str],
+    texts: Mapping[str, str],
+    *,
+    on_record: Callable[[], None] | None = None,
+) -> Tried | None:
+    """The same records with the labels listed the other way round; None for a prompt that lists none."""
+    prompt = tried.prompt
+    turned = bind(prompt.template, project, prompt.codes[::-1], listing=prompt.listing)
+    if (turned.prefix, turned.cue) == (prompt.prefix, prompt.cue):
+        return None
+    (answer,) = try_prompts(project, folder, engine, [turned], record_ids, texts, on_record=on_record)
+    return answer
+
+
 def measure_prompts(
     project: Project,
     folder: ProjectFolder,
@@ -158,10 +198,12 @@ def measure_prompts(
     gold = np.array([labels.index(truth[record_id]) for record_id in sample])
     candidates: list[dict[str, Any]] = []
     predictions: list[npt.NDArray[np.int64]] = []
+    tries: list[Tried] = []
     prompts = bound_prompts(project, folder, engine)
     keep_self_test(project, folder, engine, prompts[0], 1)
     for tried in try_prompts(project, folder, engine, prompts, sample, texts, on_record=on_record):
         store, usable = tried.store, tried.usable
+        tries.append(tried)
         for strength in STRENGTHS:
             predicted = tried.predicted(labels, strength)
             predictions.append(predicted)
@@ -178,8 +220,12 @@ def measure_prompts(
                 }
             )
     best = max(range(len(candidates)), key=lambda index: (candidates[index]["right"], -index))
+    winner, chosen = candidates[best], tries[best // len(STRENGTHS)]
     figures = _figures(project, candidates, best, gold, predictions[best])
-    winner = candidates[best]
+    turned = try_other_order(project, folder, engine, chosen, sample, texts, on_record=on_record)
+    figures["changed_by_label_order"] = chosen.changed_by_order(turned, labels, winner["strength"])
+    lists = label_lists(project, folder, engine, chosen.prompt)
+    figures["shortlist"] = None if lists is None else shortlist_figures(chosen.prompt, lists, truth)
     correctness = _first_confidence(project, folder, winner, sample, texts, gold)
     plan = Plan(
         round=1,
@@ -194,9 +240,34 @@ def measure_prompts(
             f"Prompt {winner['template']} with batch calibration {winner['strength']:g} was right on {winner['right']} "
             f"of {winner['n']} sample records, the best of {len(candidates)} candidates.",
             figures["sentence"],
+            *_list_sentences(figures),
         ),
     )
     return plan, figures
+
+
+def shortlist_figures(prompt: Prompt, lists: LabelLists, truth: Mapping[str, Value]) -> dict[str, Any] | None:
+    """How many labels a record is asked about and how often the right one is among them; None where all are."""
+    if prompt.listing.most is None:
+        return None
+    found = recall(lists, truth)
+    interval = {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
+    return {"labels": prompt.listing.most, "of": len(prompt.codes), "recall": interval}
+
+
+def _list_sentences(figures: Mapping[str, Any]) -> list[str]:
+    sentences = []
+    changed, short = figures["changed_by_label_order"], figures["shortlist"]
+    if changed is not None:
+        sentences.append(f"With the labels listed the other way round {changed:.0%} of the drafts change.")
+    if short is not None:
+        told = short["recall"]
+        sentences.append(
+            f"This engine tells few tokens, so each record is asked about the {short['labels']} of {short['of']} "
+            f"labels nearest to it; the right one is among them for {told['value']:.0%} of the sample "
+            f"({told['low']:.0%} to {told['high']:.0%}, n = {told['n']})."
+        )
+    return sentences
 
 
 def _first_confidence(
@@ -298,10 +369,30 @@ def keep_self_test(
         failed = any(point["critical"] and point["passed"] is False for point in told["points"])
         if not failed and told["engine"] == engine.identity().as_dict():
             return warnings_of(told)
-    points = self_test(engine, prompt, digest=project.engine.digest)
+    lists = label_lists(project, folder, engine, prompt)
+    ids = simple_random_sample(record_ids(project, folder), SELF_TEST_RECORDS, _sample_seed(project))
+    own = prompt if lists is None else lists.prompt_for(ids[0])
+    points = self_test(engine, own, digest=project.engine.digest)
+    if not any(point.critical and point.passed is False for point in points):
+        points += (_labels_first(project, folder, engine, prompt, ids),)
     write_json(path, as_json(points, engine))
     require(points)
     return warnings_of(read_json(path))
+
+
+def _labels_first(
+    project: Project, folder: ProjectFolder, engine: Engine, prompt: Prompt, ids: Sequence[str]
+) -> Point:
+    """Asks the first records of the sample, which are asked anyway; their scores are kept like all others."""
+    store = register(project, folder, engine, prompt)
+    texts = texts_of(project, folder, ids)
+    first = asked = 0
+    for outcome in score_missing(
+        engine, prompt, store, iter(texts.items()), project=project, folder=folder, known=store.known()
+    ):
+        first += sum(row.label_first for row in outcome.scored)
+        asked += len(outcome.scored) + len(outcome.set_aside)
+    return labels_first(first, asked)
 
 
 def save_setup(folder: ProjectFolder, plan: Plan, figures: dict[str, Any]) -> None:

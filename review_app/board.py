@@ -1,16 +1,20 @@
 """The lead's board: one row a round and one sentence that says what to do next."""
 
 import json
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from labeling.database import rounds
 from labeling.database.connection import Database
 from labeling.database.rounds import RoundProgress
+from labeling.live import Live, live
 from labeling.paths import ProjectFolder
 from review_app.progress import duration_words
 from review_app.wording import STATES
 from schemas.review import RoundState
+
+KEEP_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class Row:
         left: Expected working time left of all people together, in words; empty when unknown or nothing is
             left.
         agreement: As quality assurance wrote it; None before that.
+        live: Agreement so far, disagreements and pace while people are at work; None otherwise.
     """
 
     progress: RoundProgress
@@ -30,14 +35,31 @@ class Row:
     agreement: dict[str, Any] | None
     has_report: bool
     missing: list[str]
+    live: Live | None
 
 
-def rows(db: Database, folder: ProjectFolder) -> list[Row]:
+class LiveFigures:
+    """What the board shows of open rounds, computed at most every few seconds however many people look."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._kept: dict[int, tuple[float, Live]] = {}
+
+    def of_round(self, number: int) -> Live:
+        now = time.monotonic()
+        at, kept = self._kept.get(number, (0.0, None))
+        if kept is None or now - at > KEEP_S:
+            kept = live(self._db, number)
+            self._kept[number] = (now, kept)
+        return kept
+
+
+def rows(db: Database, folder: ProjectFolder, figures: LiveFigures) -> list[Row]:
     """The newest round first."""
-    return [_row(db, folder, number) for number in reversed(rounds.round_numbers(db))]
+    return [_row(db, folder, number, figures) for number in reversed(rounds.round_numbers(db))]
 
 
-def _row(db: Database, folder: ProjectFolder, number: int) -> Row:
+def _row(db: Database, folder: ProjectFolder, number: int, figures: LiveFigures) -> Row:
     stands = rounds.progress(db, number)
     missing = rounds.missing(db, number)
     lacking = sum(part.wanted - part.decisions for part in stands.per_purpose.values())
@@ -50,6 +72,7 @@ def _row(db: Database, folder: ProjectFolder, number: int) -> Row:
         agreement=_agreement(folder, number),
         has_report=folder.round(number).report.is_file(),
         missing=missing,
+        live=figures.of_round(number) if stands.state is RoundState.OPEN else None,
     )
 
 

@@ -19,6 +19,7 @@ from labeling.task_types import task_type
 from review_app import api, batches, copilot, pages, records
 from review_app import settings as own_settings
 from review_app.access import NotLoggedIn, gatekeeper
+from review_app.board import LiveFigures
 from review_app.guard import LOOPBACK, Guard
 from schemas.errors import (
     Forbidden,
@@ -81,6 +82,7 @@ def create_app(settings: AppSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with open_database(settings.folder, settings.database_url) as database:
             app.state.db = database
+            app.state.figures = LiveFigures(database)
             yield
 
     app = FastAPI(

@@ -224,7 +224,9 @@ def board_page(request: Request) -> Response:
     # An auditor reads pseudonyms, as in the exports; whoever leads people knows them by name.
     named = request.state.account.may(Right.INVITE_LABELLERS)
     names = {person.id: person.display_name for person in accounts.people(db)} if named else {}
-    return render(request, "board.html", rows=board.rows(db, settings.folder), names=names)
+    return render(
+        request, "board.html", rows=board.rows(db, settings.folder, request.app.state.figures), names=names
+    )
 
 
 @router.get("/reports/{number}")

@@ -90,6 +90,10 @@ class PromptTooLong(EngineError):
     """The prompt would not fit into the context, or the engine cut it."""
 
 
+class NoLabelTold(EngineError):
+    """An engine that tells few tokens told no label among them."""
+
+
 class ControlMark(EngineError):
     """A record's text holds what the engine would read as a command."""
 

@@ -2,6 +2,7 @@
 
 import re
 from typing import Annotated, Literal, Self
+from zoneinfo import available_timezones
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
@@ -162,6 +163,11 @@ class Prompting(_Section):
     codes: Literal["auto", "words", "letters"] = Field(
         default="auto", description="How labels are spelled as one token."
     )
+    label_order: Literal["fixed", "shuffled"] = Field(
+        default="fixed",
+        description="shuffled = each label stands in every part of the prompt's list equally often; "
+        "four prefixes instead of one.",
+    )
     over_long: Literal["refuse", "head_tail", "windows"] = Field(
         default="head_tail", description="What to do with a record that does not fit the context."
     )
@@ -270,10 +276,31 @@ class Limits(_Section):
     shard_records: int = Field(default=512, ge=1, le=100_000, description="Records a shard of suggestions.")
 
 
-class Schedules(_Section):
-    """When the deployments run by themselves (cron, local time)."""
+Cron = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, pattern=r"^[0-9A-Za-z*,/#-]+( +[0-9A-Za-z*,/#-]+){4}$"),
+    Field(description="Five fields: minute, hour, day of the month, month, day of the week."),
+]
 
-    pre_annotate: str | None = Field(default=None, description="e.g. '0 22 * * *' for every night at ten.")
+
+class Schedules(_Section):
+    """When deployments run by themselves."""
+
+    pre_annotate: Cron | None = Field(default=None, description="e.g. '0 22 * * *' for every night at ten.")
+    gate_reminder: Cron | None = Field(
+        default=None,
+        description="e.g. '0 8 * * 1-5' for every working day at eight: says what waits for people.",
+    )
+    timezone: str | None = Field(
+        default=None, description="e.g. Europe/Vienna; none takes that of the machine that runs the flows."
+    )
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, name: str | None) -> str | None:
+        if name is not None and name not in available_timezones():
+            raise ValueError(f"{name!r} is no time zone of this machine, as Europe/Vienna is one")
+        return name
 
 
 class Storage(_Section):

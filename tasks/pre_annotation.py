@@ -7,8 +7,8 @@ from prefect import get_run_logger, task
 
 from labeling.cascade import left_to_student
 from labeling.engines.sharing import shared_engine
-from labeling.iterating import prompt_of_plan
 from labeling.project_file import load_project
+from labeling.prompts import prompt_of
 from labeling.record_store import Vectors, record_ids, stream_records
 from labeling.score_store import CHOSEN, register, score_missing
 from labeling.setup import keep_self_test, load_plan
@@ -31,7 +31,7 @@ def score_for_a_while(project_path: str, round_number: int) -> dict[str, Any]:
     project, folder = load_project(project_path)
     plan = load_plan(folder, round_number)
     engine = shared_engine(project)
-    prompt = prompt_of_plan(read_json(folder.prompts_used / f"{plan.prompt_id}.json"))
+    prompt = prompt_of(read_json(folder.prompts_used / f"{plan.prompt_id}.json"))
     started = time.monotonic()
     with project_lock(folder.lock, "pre-annotation"):
         store = register(project, folder, engine, prompt)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.main import get_command
 
 from countersign.main import app
@@ -72,15 +73,68 @@ def test_the_demo_project_loads() -> None:
     assert project.label_schema.names == ("appointment", "refill", "results", "billing", "urgent", "records")
 
 
-def test_deployments_are_the_phases_the_pipeline_and_the_comparison() -> None:
-    from deployments.serve import FLOWS
+def test_the_readme_lists_the_deployments_there_are() -> None:
+    from deployments.catalogue import CATALOGUE
     from labeling.status import PHASES
 
-    assert set(FLOWS) == {*PHASES, "pipeline", "compare"}
-    assert all(description.endswith(".") for _, description in FLOWS.values())
+    listed = re.findall(r"^\| `(\w+)/NAME` \|", _readme(), re.MULTILINE)
+
+    assert listed == [entry.name for entry in CATALOGUE]
+    assert set(listed) == {*PHASES, "pipeline", "compare", "remind"}
+    assert all(entry.description.endswith(".") for entry in CATALOGUE)
 
 
-@pytest.mark.parametrize("name", ["countersign.service", "ollama.service.d/countersign.conf"])
+def test_every_flow_takes_one_model_whose_fields_are_explained() -> None:
+    from deployments.catalogue import CATALOGUE, flow_of
+
+    for entry in CATALOGUE:
+        schema = flow_of(entry).parameters.model_dump()
+        (model,) = schema["definitions"].values()
+        assert list(schema["properties"]) == ["run"]
+        assert all(field["title"] and field["description"] for field in model["properties"].values())
+
+
+def test_the_compose_file_starts_what_there_is_on_loopback_only() -> None:
+    parts = yaml.safe_load((ROOT / "deployments" / "compose.yaml").read_text("utf-8"))
+    services = parts["services"]
+
+    assert set(services) == {"database", "prefect", "worker", "review"}
+    for name, service in services.items():
+        assert service["network_mode"] == "host" and "ports" not in service, name
+        assert set(service.get("depends_on", {})) <= set(services)
+        volumes = [volume.partition(":")[0] for volume in service["volumes"]]
+        assert all(source in parts["volumes"] or source.startswith(("./", "$")) for source in volumes)
+        if name != "database":
+            module = service["command"][service["command"].index("-m") + 1].replace(".", "/")
+            assert (ROOT / f"{module}.py").is_file() or (ROOT / module / "__main__.py").is_file()
+    assert "listen_addresses=127.0.0.1" in services["database"]["command"]
+    assert (ROOT / "deployments" / "postgresql-init.sql").is_file()
+
+
+def test_what_runs_outside_of_up_is_as_quiet_as_what_it_starts() -> None:
+    from deployments.services import QUIET_ENVIRONMENT
+
+    wanted = {
+        key: value
+        for key, value in QUIET_ENVIRONMENT.items()
+        if not key.startswith(("PREFECT_LOGGING", "PREFECT_RUNNER", "PREFECT_RESULTS_PERSIST"))
+    }
+    example = (ROOT / "deployments" / "environment.example").read_text("utf-8")
+    in_units = dict(line.split("=", 1) for line in example.splitlines() if line and not line.startswith("#"))
+    compose = yaml.safe_load((ROOT / "deployments" / "compose.yaml").read_text("utf-8"))
+
+    assert wanted.items() <= in_units.items()
+    assert wanted.items() <= compose["services"]["worker"]["environment"].items()
+
+
+UNITS = sorted(
+    path.relative_to(ROOT / "deployments" / "systemd").as_posix()
+    for path in (ROOT / "deployments" / "systemd").rglob("*")
+    if path.is_file()
+)
+
+
+@pytest.mark.parametrize("name", UNITS)
 def test_units_keep_everything_on_the_machine(name: str) -> None:
     unit = (ROOT / "deployments" / "systemd" / name).read_text("utf-8")
     settings = [line for line in unit.splitlines() if line and not line.startswith(("#", "["))]

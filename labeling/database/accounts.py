@@ -19,7 +19,7 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from sqlalchemy import Connection, RowMapping, select
 from sqlalchemy.exc import IntegrityError
 
-from labeling.database import chain, tables
+from labeling.database import chain, statements, tables
 from labeling.database.connection import Database
 from schemas.errors import Forbidden, QueueError
 from schemas.review import Role
@@ -422,8 +422,8 @@ def find_named(conn: Connection, name: str) -> Account | None:
 
 def find_account(conn: Connection, account_id: str, *, lock: bool = False) -> Account | None:
     """As `account_by_id`, inside a transaction; `lock` puts acts of one person in line on PostgreSQL."""
-    query = select(tables.accounts).where(tables.accounts.c.id == account_id)
-    row = conn.execute(query.with_for_update() if lock else query).mappings().one_or_none()
+    query = statements.ACCOUNT_LOCKED if lock else statements.ACCOUNT
+    row = conn.execute(query, {"who": account_id}).mappings().one_or_none()
     return None if row is None else _as_account(row)
 
 

@@ -12,8 +12,8 @@ from sqlalchemy import ColumnElement, and_, exists, func, or_, select
 from labeling.database import accounts, tables
 from labeling.database.accounts import Right
 from labeling.database.connection import Database
-from labeling.database.pools import open_to
 from labeling.database.queue import LABELLING_STATES, LEASE_S, REVIEW, Assignment, take_chosen
+from labeling.database.statements import open_to
 from schemas.review import Purpose, Seen
 
 _item = tables.queue_items.c

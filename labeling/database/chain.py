@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Table, func, select
 
-from labeling.database import tables
+from labeling.database import statements, tables
 from labeling.database.connection import Database
 from schemas.errors import StorageError
 from schemas.values import canonical_json
@@ -43,9 +43,7 @@ def append(
         utc: The moment; the present if left out.
     """
     text = canonical_json(payload)
-    conn_head = conn.execute(
-        select(tables.audit_head.c.seq, tables.audit_head.c.hash).with_for_update()
-    ).one_or_none()
+    conn_head = conn.execute(statements.AUDIT_HEAD).one_or_none()
     if conn_head is None:
         raise StorageError(
             "audit_head",
@@ -63,8 +61,8 @@ def append(
         "prev": conn_head.hash,
     }
     digest = entry_hash(entry)
-    conn.execute(tables.audit.insert().values(**entry, payload=text, hash=digest))
-    conn.execute(tables.audit_head.update().values(seq=entry["seq"], hash=digest))
+    conn.execute(statements.AUDIT_ENTRY, {**entry, "payload": text, "hash": digest})
+    conn.execute(statements.MOVE_HEAD, {"to_seq": entry["seq"], "to_hash": digest})
     return int(entry["seq"])
 
 
@@ -250,7 +248,7 @@ def record_row(
         payload=row_payload(table, values),
         utc=utc,
     )
-    conn.execute(table.insert().values(**values, audit_seq=seq))
+    conn.execute(table.insert(), {**values, "audit_seq": seq})
     return seq
 
 

@@ -9,10 +9,10 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, select, text
 from sqlalchemy.engine import make_url
@@ -20,12 +20,15 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, Operationa
 from sqlalchemy.pool import QueuePool
 
 from labeling.database import tables
+from labeling.database.turns import GroupCommit, ReadGate
 from labeling.paths import ProjectFolder
 from schemas.errors import LabelingError, StorageError
 
 BUSY_TIMEOUT_S = 5.0
 TURN_TIMEOUT_S = 30.0  # threads of our own process: the queue moves, so waiting longer loses nothing
 _MIGRATION_LOCK = 0x636F756E  # any number of our own: PostgreSQL's advisory lock while migrations run
+
+Result = TypeVar("Result")
 
 
 def _utc_now() -> datetime:
@@ -43,8 +46,10 @@ class Database:
         self.engine = engine
         self.shown_as = shown_as
         self._clock = clock
-        # SQLite's own waiting is a lottery (sleep and try again); threads of one process queue here instead.
-        self._turn = threading.Lock() if engine.dialect.name == "sqlite" else None
+        self._sqlite = engine.dialect.name == "sqlite"
+        self._turn = threading.Lock()
+        self._gate = ReadGate(BUSY_TIMEOUT_S)
+        self._group = GroupCommit(self._own_turn, self._interrupted)
 
     def now(self) -> datetime:
         """UTC time; order is never taken from it, only from the audit sequence."""
@@ -60,7 +65,36 @@ class Database:
         """One transaction that holds the write lock from its start. Leaving the block without an error
         commits.
         """
-        if self._turn is not None and not self._turn.acquire(timeout=TURN_TIMEOUT_S):
+        with self._translated(), self._own_turn() as connection:
+            yield connection
+
+    def together(self, work: Callable[[Connection], Result]) -> Result:
+        """As `write`, for short work that many do at once: on SQLite it may share the transaction of others.
+
+        Returns what `work` returns, once that is durable; raises what it raises, and then nothing of it is
+        stored.
+        """
+        if not self._sqlite:
+            with self.write() as connection:
+                return work(connection)
+        with self._translated():
+            return self._group.run(work)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A read-only snapshot; on SQLite keep it short, it holds back the commit of a writer."""
+        with (
+            self._translated(),
+            self._gate.reading() if self._sqlite else nullcontext(),
+            self.engine.connect() as raw,
+        ):
+            connection = raw.execution_options(countersign_read=True)
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def _own_turn(self) -> Iterator[Connection]:
+        if self._sqlite and not self._turn.acquire(timeout=TURN_TIMEOUT_S):
             raise StorageError(
                 self.shown_as,
                 found=f"more writing at once than the disk keeps up with for {TURN_TIMEOUT_S:.0f} s",
@@ -68,19 +102,13 @@ class Database:
                 next_step="Nothing was saved. Try again; use PostgreSQL for many people on a slow disk.",
             )
         try:
-            with self._translated(), self.engine.connect() as connection, connection.begin():
+            with self.engine.connect() as connection, connection.begin() as transaction:
                 yield connection
+                with self._gate.alone() if self._sqlite else nullcontext():
+                    transaction.commit()
         finally:
-            if self._turn is not None:
+            if self._sqlite:
                 self._turn.release()
-
-    @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """A read-only snapshot; on SQLite keep it short, it holds back the commit of a writer."""
-        with self._translated(), self.engine.connect() as raw:
-            connection = raw.execution_options(countersign_read=True)
-            with connection.begin():
-                yield connection
 
     def close(self) -> None:
         self.engine.dispose()
@@ -102,6 +130,14 @@ class Database:
             if isinstance(error, IntegrityError) and "append-only" not in str(error.orig):
                 raise
             raise self._said_plainly(error) from error
+
+    def _interrupted(self) -> StorageError:
+        return StorageError(
+            self.shown_as,
+            found="writing was broken off",
+            expected="a commit",
+            next_step="Nothing was saved. Try again.",
+        )
 
     def _locked(self) -> StorageError:
         return StorageError(

@@ -30,8 +30,8 @@ from sqlalchemy import (
 from labeling.database import accounts, tables
 from labeling.database.accounts import Account, Right
 from labeling.database.connection import Database
-from labeling.database.pools import open_to
 from labeling.database.queue import LABELLING_STATES, REVIEW
+from labeling.database.statements import open_to
 from schemas.errors import Forbidden, QueueError
 from schemas.review import Action, RoundState, Seen
 from schemas.values import Value, canonical_json

@@ -4,11 +4,12 @@ import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, exists, func, or_, select
 
 from labeling.database import accounts, chain, tables
 from labeling.database.accounts import RIGHTS, Right
 from labeling.database.connection import Database
+from labeling.database.statements import open_to
 from schemas.errors import QueueError
 from schemas.review import Role
 from schemas.values import content_hash
@@ -165,15 +166,6 @@ def _give(
         .values(state="released")
     )
     return [row.record_id for row in rows]
-
-
-def open_to(annotator_id: str | ColumnElement[str]) -> ColumnElement[bool]:
-    """Of `queue_items`: the record is anybody's, this person's, or a pool's that they belong to."""
-    member = exists().where(_member.pool_id == _item.pool_id, _member.account_id == annotator_id)
-    return and_(
-        or_(_item.for_account.is_(None), _item.for_account == annotator_id),
-        or_(_item.pool_id.is_(None), member),
-    )
 
 
 def kept_from(conn: Connection, annotator_id: str, number: int) -> int:

@@ -13,21 +13,21 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, exists, func, or_, select
+from sqlalchemy import Connection, RowMapping, Select, exists, func, or_, select
 
-from labeling.database import accounts, chain, tables
+from labeling.database import accounts, chain, statements, tables
 from labeling.database.accounts import Right
 from labeling.database.connection import Database
 from labeling.database.details import made_how
-from labeling.database.pools import open_to
+from labeling.database.statements import open_to
 from schemas.errors import Forbidden, QueueError, VersionConflict
 from schemas.review import Action, DecisionIn, Purpose, RoundState, Seen
 from schemas.values import Value, canonical_json
 
 LEASE_S = 900
-REVIEW = "review"
+REVIEW = statements.REVIEW
 ADJUDICATION = "adjudication"
-LABELLING_STATES = (RoundState.SAMPLING.value, RoundState.OPEN.value)
+LABELLING_STATES = statements.LABELLING_STATES
 # Raises a LabelingError (or ValueError) unless the value is legal for this text.
 CheckValue = Callable[[Value, str], None]
 # The one spelling of a legal value, e.g. a list sorted.
@@ -216,22 +216,21 @@ def prefetch(
             row["expires_at"] - now > timedelta(seconds=lease_s / 2) for row in held
         ):
             return _as_assignments(conn, held, annotator_id)
-    with db.write() as conn:
+    until = now + timedelta(seconds=lease_s)
+
+    def lease(conn: Connection) -> list[Assignment]:
         accounts.require(conn, annotator_id, Right.LABEL, lock=True)
         held = _held(conn, annotator_id, number, now)[:count]
-        until = now + timedelta(seconds=lease_s)
         if held:
-            conn.execute(
-                tables.assignments.update()
-                .where(_lease.id.in_([row["assignment_id"] for row in held]))
-                .values(expires_at=until)
-            )
+            mine = [row["assignment_id"] for row in held]
+            conn.execute(statements.PROLONG, {"ids": mine, "to": until})
+        wanted = count - len(held)
         for round_number in _labelling_rounds(conn, number):
-            wanted = count - len(held)
             if wanted > 0:
-                _take(conn, annotator_id, round_number, wanted, now=now, until=until)
-            held = _held(conn, annotator_id, number, now)[:count]
-        return _as_assignments(conn, held, annotator_id)
+                wanted -= _take(conn, annotator_id, round_number, wanted, now=now, until=until)
+        return _as_assignments(conn, _held(conn, annotator_id, number, now)[:count], annotator_id)
+
+    return db.together(lease)
 
 
 def take_chosen(
@@ -250,8 +249,8 @@ def take_chosen(
         rows = {
             row["item_id"]: row
             for row in conn.execute(
-                _assignments_query().where(
-                    _lease.account_id == annotator_id, _lease.item_id.in_(item_ids), _active(now)
+                statements.assignments().where(
+                    _lease.account_id == annotator_id, _lease.item_id.in_(item_ids), statements.active(now)
                 )
             ).mappings()
         }
@@ -263,10 +262,10 @@ def assignment(db: Database, annotator_id: str, assignment_id: int) -> Assignmen
     with db.read() as conn:
         row = (
             conn.execute(
-                _assignments_query().where(
+                statements.assignments().where(
                     _lease.id == assignment_id,
                     _lease.account_id == annotator_id,
-                    _active(db.now()),
+                    statements.active(db.now()),
                     _item.stage == REVIEW,
                     tables.rounds.c.state.in_(LABELLING_STATES),
                 )
@@ -314,7 +313,8 @@ def decide(
         QueueError: The round takes no decisions, or action and value do not fit.
         Forbidden: This account may not label, or the assignment is not theirs.
     """
-    with db.write() as conn:
+
+    def store(conn: Connection) -> DecisionOut:
         accounts.require(conn, annotator_id, Right.LABEL, lock=True)
         # Locking the account row put this person's acts in line: the assignment cannot change under us.
         held = _assignment_row(conn, decision.assignment_id, annotator_id)
@@ -345,6 +345,8 @@ def decide(
             rehearsal=rehearsal,
             details=details,
         )
+
+    return db.together(store)
 
 
 def undo(
@@ -665,92 +667,37 @@ def text_sha256(text: str) -> str:
 
 
 def _labelling_rounds(conn: Connection, number: int | None) -> list[int]:
-    query = select(tables.rounds.c.number).where(tables.rounds.c.state.in_(LABELLING_STATES))
-    if number is not None:
-        query = query.where(tables.rounds.c.number == number)
-    # FOR SHARE: a round cannot be signed between this look and the lease.
-    return list(conn.execute(query.order_by(tables.rounds.c.number).with_for_update(read=True)).scalars())
+    if number is None:
+        return list(conn.execute(statements.LABELLING_ROUNDS).scalars())
+    return list(conn.execute(statements.LABELLING_ROUND, {"in_round": number}).scalars())
 
 
 def _held(conn: Connection, annotator_id: str, number: int | None, now: datetime) -> list[RowMapping]:
-    query = (
-        _assignments_query()
-        .where(
-            _lease.account_id == annotator_id,
-            _lease.state == "leased",
-            _lease.expires_at > now,
-            _item.stage == REVIEW,
-            tables.rounds.c.state.in_(LABELLING_STATES),
-        )
-        # What came back by undo (version > 0) is wanted first.
-        .order_by((_lease.version > 0).desc(), _item.round, _item.priority.desc(), _item.id)
-    )
-    if number is not None:
-        query = query.where(_item.round == number)
-    return list(conn.execute(query).mappings())
-
-
-def _assignments_query() -> Select[Any]:
-    return (
-        select(
-            _lease.id.label("assignment_id"),
-            _lease.account_id,
-            _lease.state,
-            _lease.expires_at,
-            _lease.version,
-            _item.version.label("item_version"),
-            _item.id.label("item_id"),
-            _item.round,
-            _item.stage,
-            _item.record_id,
-            _item.purpose,
-            _item.seen,
-            _item.priority,
-            _item.text,
-            _item.suggestion_json,
-        )
-        .join(tables.queue_items, _item.id == _lease.item_id)
-        .join(tables.rounds, tables.rounds.c.number == _item.round)
-    )
-
-
-def _active(now: datetime) -> ColumnElement[bool]:
-    return and_(_lease.state == "leased", _lease.expires_at > now)
+    given = {"who": annotator_id, "at": now}
+    if number is None:
+        return list(conn.execute(statements.HELD, given).mappings())
+    return list(conn.execute(statements.HELD_OF_ROUND, {**given, "in_round": number}).mappings())
 
 
 def _take(
     conn: Connection, annotator_id: str, number: int, wanted: int, *, now: datetime, until: datetime
-) -> None:
-    """Lease up to `wanted` more records of a round to this person, the most urgent first."""
-    leases = (
-        select(func.count()).select_from(tables.assignments).where(_lease.item_id == _item.id, _active(now))
-    ).scalar_subquery()
-    seen_by_me = (
-        exists()
-        .where(_lease.item_id == _item.id, _lease.account_id == annotator_id)
-        .where(or_(_lease.state.in_(("decided", "skipped")), _active(now)))
-    )
-    free = and_(_item.done.is_(False), leases + _item.decided < _item.overlap)
+) -> int:
+    """Lease up to `wanted` more records of a round to this person, the most urgent first; returns how many."""
+    taken = 0
     for _ in range(_CLAIM_TRIES):
-        candidates = list(
-            conn.execute(
-                select(_item.id)
-                .where(_item.round == number, _item.stage == REVIEW, free, ~seen_by_me, open_to(annotator_id))
-                .order_by(_item.priority.desc(), _item.id)
-                .limit(wanted)
-                .with_for_update(skip_locked=True)
-            ).scalars()
-        )
-        if not candidates:
-            return
-        # PostgreSQL locked the rows after it had counted; a lease that was committed in between shows only
-        # now.
-        still = set(conn.execute(select(_item.id).where(_item.id.in_(candidates), free)).scalars())
-        chosen = [item_id for item_id in candidates if item_id in still]
+        given = {"in_round": number, "who": annotator_id, "at": now, "wanted": wanted - taken}
+        chosen = list(conn.execute(statements.CANDIDATES, given).scalars())
+        if not chosen:
+            break
+        if conn.dialect.name == "postgresql":
+            # It locked the rows after it had counted; a lease that was committed in between shows only now.
+            still = set(conn.execute(statements.STILL_FREE, {"ids": chosen, "at": now}).scalars())
+            chosen = [item_id for item_id in chosen if item_id in still]
         _lease_to(conn, annotator_id, chosen, now=now, until=until)
-        wanted -= len(chosen)
-        if wanted <= 0:
-            return
+        taken += len(chosen)
+        if taken >= wanted:
+            break
+    return taken
 
 
 def _free_for(
@@ -791,14 +738,10 @@ def _lease_to(
 ) -> None:
     if not item_ids:
         return
-    mine = and_(_lease.account_id == annotator_id, _lease.item_id.in_(item_ids))
-    known = set(conn.execute(select(_lease.item_id).where(mine)).scalars())
+    known = set(conn.execute(statements.KNOWN_TO, {"who": annotator_id, "ids": item_ids}).scalars())
     if known:
-        conn.execute(
-            tables.assignments.update()
-            .where(_lease.account_id == annotator_id, _lease.item_id.in_(known))
-            .values(state="leased", assigned_at=now, expires_at=until)
-        )
+        again = {"who": annotator_id, "ids": sorted(known), "at": now, "to": until}
+        conn.execute(statements.LEASE_AGAIN, again)
     new = [
         {
             "item_id": item_id,
@@ -812,7 +755,7 @@ def _lease_to(
         if item_id not in known
     ]
     if new:
-        conn.execute(tables.assignments.insert(), new)
+        conn.execute(statements.LEASE, new)
 
 
 def _hand_over(conn: Connection, item: RowMapping, account_id: str, now: datetime) -> RowMapping:
@@ -820,7 +763,7 @@ def _hand_over(conn: Connection, item: RowMapping, account_id: str, now: datetim
     _lease_to(conn, account_id, [item["id"]], now=now, until=now)
     return (
         conn.execute(
-            _assignments_query().where(_lease.item_id == item["id"], _lease.account_id == account_id)
+            statements.assignments().where(_lease.item_id == item["id"], _lease.account_id == account_id)
         )
         .mappings()
         .one()
@@ -828,7 +771,7 @@ def _hand_over(conn: Connection, item: RowMapping, account_id: str, now: datetim
 
 
 def _reload(conn: Connection, assignment_id: int, annotator_id: str) -> Assignment:
-    row = conn.execute(_assignments_query().where(_lease.id == assignment_id)).mappings().one()
+    row = conn.execute(statements.assignments().where(_lease.id == assignment_id)).mappings().one()
     return _as_assignments(conn, [row], annotator_id)[0]
 
 
@@ -881,24 +824,14 @@ def _flagged(conn: Connection, item_ids: Sequence[int], annotator_id: str) -> se
     """Those items on which this person's flag is up."""
     if not item_ids:
         return set()
-    rows = conn.execute(
-        select(tables.flags.c.item_id, tables.flags.c.raised)
-        .where(tables.flags.c.item_id.in_(item_ids), tables.flags.c.annotator_id == annotator_id)
-        .order_by(tables.flags.c.id)
-    ).all()
+    rows = conn.execute(statements.FLAGS, {"ids": item_ids, "who": annotator_id}).all()
     newest = {row.item_id: row.raised for row in rows}
     return {item_id for item_id, raised in newest.items() if raised}
 
 
 def _taken_by_others(conn: Connection, item_id: int, annotator_id: str, now: datetime) -> int:
-    return int(
-        conn.execute(
-            select(func.count())
-            .select_from(tables.assignments)
-            .where(_lease.item_id == item_id, _lease.account_id != annotator_id)
-            .where(or_(_lease.state == "decided", _active(now)))
-        ).scalar_one()
-    )
+    given = {"item": item_id, "who": annotator_id, "at": now}
+    return int(conn.execute(statements.TAKEN_BY_OTHERS, given).scalar_one())
 
 
 # Taking in
@@ -907,26 +840,16 @@ def _taken_by_others(conn: Connection, item_id: int, annotator_id: str, now: dat
 def _assignment_row(conn: Connection, assignment_id: int, annotator_id: str) -> RowMapping:
     if not 1 <= assignment_id <= _LARGEST_ID:
         raise _not_yours(assignment_id)
-    row = (
-        conn.execute(
-            _assignments_query().where(_lease.id == assignment_id, _lease.account_id == annotator_id)
-        )
-        .mappings()
-        .one_or_none()
-    )
+    given = {"assignment": assignment_id, "who": annotator_id}
+    row = conn.execute(statements.ASSIGNMENT, given).mappings().one_or_none()
     if row is None:
         raise _not_yours(assignment_id)
     return row
 
 
 def _earlier(conn: Connection, annotator_id: str, key: str) -> RowMapping | None:
-    return (
-        conn.execute(
-            select(tables.decisions).where(_row.annotator_id == annotator_id, _row.idempotency_key == key)
-        )
-        .mappings()
-        .one_or_none()
-    )
+    given = {"who": annotator_id, "key": key}
+    return conn.execute(statements.EARLIER, given).mappings().one_or_none()
 
 
 def _repeated(conn: Connection, earlier: RowMapping, decision: DecisionIn, normal: Normal) -> DecisionOut:
@@ -961,11 +884,7 @@ def _require_state(conn: Connection, number: int, allowed: Sequence[str]) -> boo
     """Whether the round is a rehearsal, if it is in a state that allows the change; it stays so until we
     commit.
     """
-    found = conn.execute(
-        select(tables.rounds.c.state, tables.rounds.c.rehearsal)
-        .where(tables.rounds.c.number == number)
-        .with_for_update(read=True)
-    ).one_or_none()
+    found = conn.execute(statements.ROUND, {"in_round": number}).one_or_none()
     if found is None or found.state not in allowed:
         raise QueueError(
             f"round {number}",
@@ -977,9 +896,7 @@ def _require_state(conn: Connection, number: int, allowed: Sequence[str]) -> boo
 
 
 def _lock_item(conn: Connection, item_id: int) -> RowMapping:
-    return (
-        conn.execute(select(tables.queue_items).where(_item.id == item_id).with_for_update()).mappings().one()
-    )
+    return conn.execute(statements.ITEM_LOCKED, {"item": item_id}).mappings().one()
 
 
 def _refuse_if_changed(
@@ -1111,22 +1028,23 @@ def _store(
         "rehearsal": rehearsal,
         "details_json": details,
     }
-    seq = chain.record_row(
-        conn, tables.decisions, row, actor=annotator_id, object=f"record:{item['record_id']}", utc=now
-    )
     skipped = action is Action.SKIP
     conn.execute(
-        tables.assignments.update()
-        .where(_lease.id == held["assignment_id"])
-        .values(state="skipped" if skipped else "decided", version=held["version"] + 1)
+        statements.END_LEASE,
+        {
+            "assignment": held["assignment_id"],
+            "to_state": "skipped" if skipped else "decided",
+            "to_version": held["version"] + 1,
+        },
     )
     if not skipped:
         decided = item["decided"] + 1
-        conn.execute(
-            tables.queue_items.update()
-            .where(_item.id == item["id"])
-            .values(decided=decided, done=decided >= item["overlap"])
-        )
+        counted = {"item": item["id"], "to_decided": decided, "to_done": decided >= item["overlap"]}
+        conn.execute(statements.COUNT_DECISION, counted)
+    # Last, because on PostgreSQL the head of the chain is where all writers meet.
+    seq = chain.record_row(
+        conn, tables.decisions, row, actor=annotator_id, object=f"record:{item['record_id']}", utc=now
+    )
     return _as_decision({**row, "audit_seq": seq}, repeated=False, item_version=item["version"])
 
 

@@ -50,6 +50,7 @@ class LlamaServer:
     """One llama.cpp server over HTTP."""
 
     counts = True
+    tells: int | None = None
     control_marks: Collection[str] = ()  # tokenized here, with parse_special off
 
     def __init__(
@@ -122,9 +123,10 @@ class LlamaServer:
         else:
             log_probs = self._completed(found, self._biased_route(prompt, codes, slot), raw)
         mass = min(1.0, math.fsum(math.exp(log_prob) for log_prob in log_probs))
-        return LabelScores(
-            tuple(log_probs), mass, len(prompt.ids), _cached(reply), time.perf_counter() - started
-        )
+        seconds = time.perf_counter() - started
+        likeliest = max(raw, key=lambda token: raw[token])
+        label_first = likeliest in {code.token_id for code in codes}
+        return LabelScores(tuple(log_probs), mass, len(prompt.ids), _cached(reply), seconds, label_first)
 
     def _raw_route(self, prompt: Tokens, slot: int) -> tuple[dict[int, float], dict[str, Any]]:
         reply = self._completion(prompt, slot, {"temperature": 0.0, "n_probs": RAW_TOP})

@@ -25,6 +25,12 @@ def lock() -> dict[str, dict[str, Any]]:
     return known
 
 
+def cached(name: str) -> Path:
+    """Where a model of the lock lies; another version's weights lie elsewhere, so neither is taken for damage."""
+    digest: str = lock()[name]["gguf_sha256"]
+    return paths.models() / digest[:12] / f"{name}.gguf"
+
+
 def model_file(name: str, *, fetch: bool = False) -> Path:
     """The verified GGUF of a model: a name from the lock, or a path to the client's own file.
 
@@ -43,7 +49,7 @@ def model_file(name: str, *, fetch: bool = False) -> Path:
             expected=f"a .gguf file, or one of {', '.join(sorted(known))}",
             next_step="Check engine.model in project.yaml.",
         )
-    target = paths.models() / f"{name}.gguf"
+    target = cached(name)
     if not target.is_file():
         if not fetch:
             raise ModelFileError(
@@ -125,8 +131,44 @@ def _fetch(name: str, entry: dict[str, Any], target: Path) -> None:
             converted = Path(scratch) / "converted.gguf"
             _convert_bert(weights, vocabulary, converted, name)
             write_bytes(target, converted.read_bytes())
+        elif entry["convert"] == "q8_0":
+            (weights,) = files.values()
+            converted = Path(scratch) / "converted.gguf"
+            _as_q8_0(weights, converted)
+            write_bytes(target, converted.read_bytes())
         else:
             write_bytes(target, next(iter(files.values())).read_bytes())
+
+
+def _as_q8_0(source: Path, target: Path) -> None:
+    """The same weights with Q4_1 tensors stored as Q8_0, deterministic byte for byte.
+
+    Sixteen steps of a Q4_1 block fit into 255 of a Q8_0 one almost without loss, and llama.cpp reads prompts twice as
+    fast with them: its quick matrix kernels know Q8_0, not Q4_1.
+    """
+    import gguf
+    from gguf.quants import dequantize, quantize
+
+    wanted = gguf.GGMLQuantizationType.Q8_0
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, reader.get_field("general.architecture").contents())
+    for name, entry in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+            continue
+        kind = entry.types[0]
+        inner = {"sub_type": entry.types[-1]} if kind == gguf.GGUFValueType.ARRAY else {}
+        writer.add_key_value(name, entry.contents(), kind, **inner)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    for tensor in reader.tensors:
+        if tensor.tensor_type == gguf.GGMLQuantizationType.Q4_1:
+            exact = dequantize(tensor.data, tensor.tensor_type)
+            writer.add_tensor(tensor.name, quantize(exact, wanted), raw_dtype=wanted)
+        else:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def _convert_bert(weights: Path, vocabulary: Path, target: Path, name: str) -> None:

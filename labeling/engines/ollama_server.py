@@ -68,6 +68,7 @@ class OllamaServer:
     """
 
     counts = False
+    tells: int | None = TOP
 
     def __init__(self, connection: EngineConnection, *, model: str, context: int, slots: int | None) -> None:
         self._http, self._model = connection, model
@@ -80,8 +81,9 @@ class OllamaServer:
         self.parallel: int | None = None
         if slots is None:
             self.parallel = self._measure_slots()
-            # One request waits for each that is computed, so that no slot idles between two.
-            self.slots = 2 * self.parallel
+            # Ollama works on a request for 40 to 90 ms before it is computed (it reads the model's header anew for
+            # each): two wait for each that is computed, or slots idle between two.
+            self.slots = 3 * self.parallel
 
     def _refuse_cloud(self) -> None:
         try:
@@ -188,9 +190,9 @@ class OllamaServer:
                 expected="a token with log-probabilities",
                 next_step="The record is set aside; another prompt may help (`countersign compare`).",
             )
-        log_probs, mass = label_log_probs(pairs, codes, where=where)
+        log_probs, mass, label_first = label_log_probs(pairs, codes, where=where)
         sent = int(reply["prompt_eval_count"])
-        return LabelScores(log_probs, mass, sent, 0, time.perf_counter() - started)
+        return LabelScores(log_probs, mass, sent, 0, time.perf_counter() - started, label_first)
 
     def generate(self, prompt: Tokens, schema: Schema, *, most_tokens: int, slot: int) -> Any:
         reply = self._generate(prompt.text, {"num_predict": most_tokens, "temperature": 0.0}, schema=schema)

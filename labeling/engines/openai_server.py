@@ -38,6 +38,7 @@ class OpenAIServer:
     """
 
     counts = False
+    tells: int | None = TOP
     control_marks: Collection[str] = COMMON_MARKS
 
     def __init__(self, connection: EngineConnection, *, model: str, context: int, slots: int | None) -> None:
@@ -81,12 +82,13 @@ class OpenAIServer:
         reply = self._complete(prompt.text, {"max_tokens": 1, "logprobs": TOP, "temperature": 0})
         where = f"{self._http.url}/v1/completions"
         top = _first_position(reply, where)
-        log_probs, mass = label_log_probs(top, codes, where=where)
+        log_probs, mass, label_first = label_log_probs(top, codes, where=where)
         usage = reply["usage"]
         details = usage.get("prompt_tokens_details")
         cached = finite(details.get("cached_tokens")) if isinstance(details, dict) else None
+        seconds = time.perf_counter() - started
         return LabelScores(
-            log_probs, mass, int(usage["prompt_tokens"]), int(cached or 0), time.perf_counter() - started
+            log_probs, mass, int(usage["prompt_tokens"]), int(cached or 0), seconds, label_first
         )
 
     def generate(self, prompt: Tokens, schema: Schema, *, most_tokens: int, slot: int) -> Any:

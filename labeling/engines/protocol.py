@@ -69,6 +69,7 @@ class LabelScores:
     """Raw log-probabilities of the label codes, in their order, and their total raw probability.
 
     A label that the engine did not tell is `UNREPORTED`: it was less likely than all it told, and is never suggested.
+    `label_first`: the likeliest of all tokens is a label's.
     """
 
     log_probs: tuple[float, ...]
@@ -76,6 +77,7 @@ class LabelScores:
     tokens_sent: int
     tokens_cached: int
     duration_s: float
+    label_first: bool = True
 
 
 class Engine(Protocol):
@@ -84,6 +86,7 @@ class Engine(Protocol):
     slots: int
     context: int  # tokens one request may use, prompt and answer together
     counts: bool  # tells the tokens of a text before it is sent
+    tells: int | None  # how many tokens of the distribution it tells; None = any that is asked for
     control_marks: Collection[str]  # texts that the engine would read as commands wherever they stand
 
     def identity(self) -> Identity:

@@ -139,6 +139,17 @@ def _together(
     return [*points, Point("prefix cache", False, False, sentence, remedy)]
 
 
+def labels_first(first: int, asked: int) -> Point:
+    """Whether the model thinks of the labels at all: on `first` of `asked` records the likeliest token is a label's."""
+    if not asked:
+        return Point("labels come first", None, False, "The records this is looked at on were asked before.")
+    sentence = f"A label is the likeliest token on {first} of {asked} records."
+    if 2 * first >= asked:
+        return Point("labels come first", True, False, sentence)
+    remedy = "The prompt hardly makes the model think of the labels: try others (`countersign compare`)."
+    return Point("labels come first", False, False, sentence, remedy)
+
+
 def _at_once(engine: Engine, prompt: Prompt) -> Point:
     """Two fresh requests of one length at once: where they wait in line, the second takes twice as long."""
 

@@ -5,7 +5,7 @@ from math import exp, fsum, log
 
 from labeling.engines.http import finite
 from labeling.engines.protocol import UNREPORTED, LabelCode
-from schemas.errors import EngineError, PromptTooLong
+from schemas.errors import EngineError, NoLabelTold, PromptTooLong
 
 ROUNDING = 1e-3
 # What common models read as commands, for servers that do not tell their vocabulary.
@@ -19,8 +19,8 @@ LEAST_START = 3  # " a" begins many words beside a label
 
 def label_log_probs(
     top: Iterable[tuple[str, float]], codes: Sequence[LabelCode], *, where: str
-) -> tuple[tuple[float, ...], float]:
-    """Raw log-probabilities of the label codes and the label mass.
+) -> tuple[tuple[float, ...], float, bool]:
+    """Raw log-probabilities of the label codes, the label mass, and whether the likeliest token is a label's.
 
     A code whose first token is known is that token exactly, so that every engine reads the same. Where it is not known,
     every token of three letters or more that begins one label only counts for it, with and without the leading space.
@@ -31,8 +31,8 @@ def label_log_probs(
         where: Address for the error.
 
     Raises:
-        EngineError: no token, no label among them, a token twice, a log-probability above 0, or all of them 0
-            (speculative decoding).
+        NoLabelTold: no label is among the tokens.
+        EngineError: no token, a token twice, a log-probability above 0, or all of them 0 (speculative decoding).
     """
     told: dict[str, float] = {}
     for text, log_prob in top:
@@ -53,11 +53,15 @@ def label_log_probs(
             shares[owner].append(exp(log_prob))
     if not any(shares):
         likely = ", ".join(repr(text) for text in list(told)[:3])
-        raise _unusable(
-            where, f"no label among the {len(told)} most likely tokens ({likely})", "one at least"
+        raise NoLabelTold(
+            where,
+            found=f"no label among the {len(told)} most likely tokens ({likely})",
+            expected="one at least",
+            next_step="The record is set aside; another prompt may help (`countersign compare`).",
         )
     log_probs = tuple(log(fsum(share)) if share else UNREPORTED for share in shares)
-    return log_probs, min(1.0, fsum(value for share in shares for value in share))
+    label_first = _owner(max(told, key=lambda text: told[text]), codes) is not None
+    return log_probs, min(1.0, fsum(value for share in shares for value in share)), label_first
 
 
 def told_pairs(pairs: Iterable[tuple[object, object]], *, where: str) -> list[tuple[str, float]]:

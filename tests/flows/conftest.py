@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from letters import LABELS, letters
 from scripted_engine import ScriptedEngine
 from small_projects import write_project
 
 from deployments.services import QUIET_ENVIRONMENT, prefect_environment, start_prefect_server
 from labeling import paths
-
-LABELS = ("alpha", "beta")
 
 
 @dataclass
@@ -71,23 +69,6 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
         del os.environ["COUNTERSIGN_HOME"]
     else:
         os.environ["COUNTERSIGN_HOME"] = before
-
-
-def letters(count: int, seed: int = 7) -> list[dict[str, str]]:
-    """Rows that mention their label, now and then the other one."""
-    dice = random.Random(seed)
-    rows = []
-    for index in range(count):
-        label = dice.choice(LABELS)
-        told = label if dice.random() < 0.85 else LABELS[1 - LABELS.index(label)]
-        rows.append(
-            {
-                "id": f"n{index}",
-                "text": f"note {index} speaks of {told} things {dice.random():.6f}",
-                "label": label,
-            }
-        )
-    return rows
 
 
 @pytest.fixture

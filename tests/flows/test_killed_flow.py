@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_gate import label_everything, person
 
 from labeling.cascade import left_to_student
 from labeling.database import queue
@@ -23,9 +24,10 @@ from labeling.task_types import task_type
 from schemas import tables
 from schemas.review import Role
 
-from .test_gate import label_everything, person
-
-FLOW = "import sys; from flows.pre_annotate import pre_annotate; pre_annotate(sys.argv[1], 1)"
+FLOW = (
+    "import sys; from flows.pre_annotate import pre_annotate\n"
+    "pre_annotate(run={'project': sys.argv[1], 'round_number': 1})"
+)
 SHARD = 16
 
 
@@ -126,7 +128,7 @@ def test_a_killed_cascade_asks_the_same_records_and_no_others(
     texts = texts_of(project, folder, record_ids(project, folder))
     engine.asked.clear()
     engine.delay_s = 0.01
-    process = installation.start(FLOW.replace(", 1)", ", 2)"), root)
+    process = installation.start(FLOW.replace("'round_number': 1", "'round_number': 2"), root)
     deadline = time.monotonic() + 120
     while sum(engine.asked.values()) < 3 * SHARD and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)

@@ -109,3 +109,57 @@ def test_a_service_that_ends_again_and_again_is_named(home: Path, monkeypatch: p
 
     assert len(starts) == 1 + daily.MOST_RESTARTS
     assert said[0] == "review-small has ended; starting it again."
+
+
+def test_up_keeps_the_server_of_a_run_that_ends(
+    home: Path, start: Callable[..., subprocess.Popen[str]], lettered: Callable[..., Any]
+) -> None:
+    root, _ = lettered(60)
+    code = "import sys; from countersign.driving import prefect_running\n"
+    code += "with prefect_running() as url:\n    print(url, flush=True); sys.stdin.readline()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, **QUIET_ENVIRONMENT, "COUNTERSIGN_HOME": str(home)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as run:
+        assert run.stdout is not None
+        url = run.stdout.readline().strip()
+        up = start(root)
+        wait_for((home / "services" / "review-small.json").is_file)
+        run.communicate("\n", timeout=WAIT_S)
+
+        assert up.stdout is not None
+        told = json.loads(up.stdout.readline())
+    assert told["prefect_url"] == url
+    assert answers(f"{url}/api/health")
+    server = read_json(home / "services" / "prefect.json")["pid"]
+
+    up.send_signal(signal.SIGTERM)
+    _, said = up.communicate(timeout=WAIT_S)
+
+    assert up.returncode == 0
+    assert "has ended" not in said
+    wait_for(lambda: not Path(f"/proc/{server}").exists())
+    assert not list((home / "services").glob("*.json"))
+
+
+def test_a_server_ends_when_all_who_used_it_were_killed(home: Path) -> None:
+    code = "import sys; from deployments.services import start_prefect_server\n"
+    code += "print(start_prefect_server().url, flush=True); sys.stdin.readline()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, **QUIET_ENVIRONMENT, "COUNTERSIGN_HOME": str(home)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as user:
+        assert user.stdout is not None
+        url = user.stdout.readline().strip()
+        assert answers(f"{url}/api/health")
+        user.kill()
+
+    wait_for(lambda: not answers(f"{url}/api/health"))

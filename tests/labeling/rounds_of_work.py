@@ -14,8 +14,9 @@ from labeling.database.connection import Database
 from labeling.database.opening import project_database
 from labeling.engines.opening import connect_embedder, connect_engine
 from labeling.ingest import ingest
-from labeling.iterating import make_plan, prompt_of_plan
+from labeling.iterating import make_plan
 from labeling.paths import ProjectFolder
+from labeling.prompts import prompt_of
 from labeling.quality import settle, start_quality
 from labeling.record_store import Vectors, embed_missing, records_table, stream_records
 from labeling.release import export_release
@@ -234,7 +235,7 @@ class Loop:
 
     def score(self, number: int) -> int:
         plan = load_plan(self.folder, number)
-        prompt = prompt_of_plan(read_json(self.folder.prompts_used / f"{plan.prompt_id}.json"))
+        prompt = prompt_of(read_json(self.folder.prompts_used / f"{plan.prompt_id}.json"))
         store = register(self.project, self.folder, self.engine, prompt)
         scored = 0
         left = left_to_student(self.project, self.folder, plan, self.vectors)

@@ -14,8 +14,8 @@ from scripted_engine import ScriptedEngine
 from labeling import cascade
 from labeling.calibration import CorrectnessModel, log_softmax
 from labeling.cascade import batch_of, left_to_student, random_share, student_confidence
-from labeling.iterating import prompt_of_plan
 from labeling.project_file import parse_project
+from labeling.prompts import prompt_of
 from labeling.record_store import record_ids, texts_of
 from labeling.reviewing import settled_values
 from labeling.score_store import ScoreStore, calls_so_far, score_missing
@@ -153,7 +153,7 @@ def test_a_run_that_was_killed_goes_on_with_the_same_records(planned: Loop) -> N
     loop, plan = planned, load_plan(planned.folder, 2)
     store, left = store_of(loop, plan), left_in(loop)
     known_before = store.known()
-    prompt = prompt_of_plan(read_json(loop.folder.prompts_used / f"{plan.prompt_id}.json"))
+    prompt = prompt_of(read_json(loop.folder.prompts_used / f"{plan.prompt_id}.json"))
     texts = texts_of(loop.project, loop.folder, record_ids(loop.project, loop.folder))
     few = loop.project.limits.model_copy(update={"shard_records": 8})
     shards = score_missing(

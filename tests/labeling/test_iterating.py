@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from rounds_of_work import Loop
 
-from labeling.iterating import Lesson, balanced_exemplars, lesson, make_plan, prompt_of_plan, slice_accuracy
+from labeling.iterating import Lesson, balanced_exemplars, lesson, make_plan, slice_accuracy
+from labeling.prompts import prompt_of
 from labeling.reviewing import settled_values
 from labeling.setup import bound_prompts, load_plan
 from labeling.storage import read_json
@@ -159,7 +160,7 @@ def test_a_prompt_is_rebuilt_from_what_was_written_down_whatever_became_of_its_f
     plan = load_plan(worked.folder, 1)
     (bound,) = bound_prompts(worked.project, worked.folder, worked.engine)
 
-    again = prompt_of_plan(read_json(worked.folder.prompts_used / f"{plan.prompt_id}.json"))
+    again = prompt_of(read_json(worked.folder.prompts_used / f"{plan.prompt_id}.json"))
 
     assert again.prompt_id == plan.prompt_id == bound.prompt_id
     assert again.around("x") == bound.around("x")

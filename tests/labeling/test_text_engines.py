@@ -231,13 +231,20 @@ def test_control_text_in_a_record_is_not_obeyed(scripted: ScriptedEngine, connec
 # -- trouble ---------------------------------------------------------------------------------------------------------
 
 
+def patience(fault: str) -> float:
+    """Short where the test is about waiting; otherwise a busy machine's 50 MB take as long as they take."""
+    return 0.4 if fault in ("hang", "slow") else 20.0
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_no_fault_becomes_a_label_and_the_others_go_on(
     fault: str, kind: str, scripted: ScriptedEngine, connect_by_text: Open
 ) -> None:
     scripted.misbehave("poison", fault)
 
-    outcome = batch(connect_by_text(scripted, kind, timeout_s=0.4), "alpha poison", "alpha", "beta")
+    outcome = batch(
+        connect_by_text(scripted, kind, timeout_s=patience(fault)), "alpha poison", "alpha", "beta"
+    )
 
     told = {row.record_id for row in outcome.scored}
     assert {"r1", "r2"} <= told
@@ -260,7 +267,7 @@ def test_a_passing_fault_costs_nothing_but_a_try(
 ) -> None:
     scripted.misbehave("poison", fault, times=1)
 
-    outcome = batch(connect_by_text(scripted, kind, timeout_s=0.4), "alpha poison")
+    outcome = batch(connect_by_text(scripted, kind, timeout_s=patience(fault)), "alpha poison")
 
     assert [row.attempts for row in outcome.scored] == [2]
 
@@ -330,10 +337,11 @@ def test_tokens_that_begin_one_label_only_count_for_it_where_the_vocabulary_is_n
     codes = (LabelCode("Sports", " Sports", -1), LabelCode("Sci/Tech", " Sci/Tech", -1))
     top = [(" Spo", math.log(0.3)), ("Sci", math.log(0.2)), (" S", math.log(0.4)), (" x", math.log(0.05))]
 
-    log_probs, mass = label_log_probs(top, codes, where="test")
+    log_probs, mass, label_first = label_log_probs(top, codes, where="test")
 
     assert log_probs == pytest.approx((math.log(0.3), math.log(0.2)))
     assert mass == pytest.approx(0.5)
+    assert not label_first  # " S" is likelier, and begins both
 
 
 def test_all_zero_log_probabilities_are_refused() -> None:
@@ -399,7 +407,7 @@ def test_ollama_gives_no_more_context_than_the_model_was_trained_with(
 def test_parts_of_characters_may_look_alike() -> None:
     top = [(" \ufffd", math.log(0.2)), (" \ufffd", math.log(0.1)), (" a", math.log(0.5))]
 
-    log_probs, _ = label_log_probs(top, [LabelCode("a", " a", -1, " a")], where="test")
+    log_probs, _, _ = label_log_probs(top, [LabelCode("a", " a", -1, " a")], where="test")
 
     assert log_probs == pytest.approx((math.log(0.5),))
 
@@ -575,7 +583,7 @@ def test_an_engine_that_cuts_in_silence_fails_its_self_test(
 
     points = self_test(engine, prompt_for(engine))
 
-    assert failed(points) == ["over-long prompts"]
+    assert set(failed(points)) - {"requests at once"} == {"over-long prompts"}  # the other is about time
     with pytest.raises(EngineError) as caught:
         require(points)
     assert "cuts prompts in silence" in caught.value.found

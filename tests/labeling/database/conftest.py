@@ -1,19 +1,15 @@
 """A fresh review database a test, on SQLite and on a private PostgreSQL that is started for the session."""
 
-import os
 import shutil
-import signal
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
 from argon2 import PasswordHasher
 from clinic import Clinic, Clock
+from postgresql_cluster import private_postgresql
 
 from labeling.database import accounts, tables
 from labeling.database.connection import Database, _postgresql, _stamp, open_database
@@ -33,56 +29,8 @@ def _cheap_passwords() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
     """Address of a private PostgreSQL cluster (without a database name)."""
-    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not binaries:
-        message = "PostgreSQL's server is not installed (apt-get install postgresql)"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    folder = Path(tempfile.mkdtemp(prefix="countersign-pg-"))
-    # The server refuses to run as root.
-    user: dict[str, Any] = {"user": "nobody"} if os.geteuid() == 0 else {}
-    if user:
-        shutil.chown(folder, "nobody")
-    bin_folder, data = binaries[-1].parent, folder / "data"
-    subprocess.run(
-        [
-            bin_folder / "initdb",
-            "-D",
-            data,
-            "-U",
-            "countersign",
-            "-A",
-            "trust",
-            "-N",
-            "-E",
-            "UTF8",
-            "--locale=C",
-        ],
-        check=True,
-        capture_output=True,
-        cwd=folder,
-        **user,
-    )
-    server = subprocess.Popen(
-        [
-            *[bin_folder / "postgres", "-D", data, "-k", folder, "-h", ""],
-            *["-c", "fsync=off", "-c", "max_connections=200", "-c", "logging_collector=off"],
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=folder,
-        **user,
-    )
-    try:
-        ready = [bin_folder / "pg_isready", "-h", str(folder), "-U", "countersign", "-t", "30"]
-        while subprocess.run(ready, capture_output=True).returncode != 0:
-            assert server.poll() is None, "PostgreSQL did not start"
+    with private_postgresql() as folder:
         yield f"postgresql://countersign@/{{name}}?host={folder}"
-    finally:
-        server.send_signal(signal.SIGQUIT)  # at once, without a checkpoint that nobody needs
-        server.wait(30)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
