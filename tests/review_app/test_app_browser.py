@@ -276,10 +276,10 @@ def test_several_labels_are_switched_by_number_and_saved_by_enter(
 ) -> None:
     site = Site(tmp_path, "multilabel")
     site.person("Ana")
-    site.round(20)
+    site.round(4)
     desk(site)
     ready(page)
-    for number in range(20):
+    for number in range(4):
         page.wait_for_selector("body[data-state=open]")
         if number == 0:
             page.keyboard.press("4")
@@ -295,7 +295,7 @@ def test_several_labels_are_switched_by_number_and_saved_by_enter(
         ("correct", []),
         ("accept", ["Prescription refill"]),
     ]
-    assert len(rows) == 20
+    assert len(rows) == 4
     site.db.close()
 
 
@@ -400,9 +400,9 @@ def test_pairs_are_written_by_keyboard_with_their_changes_shown(
 ) -> None:
     site = Site(tmp_path, "pairs", labels=())
     site.person("Ana")
-    site.round(20)
+    site.round(3)
     desk(site)
-    for number in range(20):
+    for number in range(3):
         ready(page)
         if number == 0:
             page.keyboard.press("e")
@@ -419,7 +419,7 @@ def test_pairs_are_written_by_keyboard_with_their_changes_shown(
     finished(page)
     rows = queue.decisions_of_round(site.db, 1)
     assert rows[0]["value"]["output"] == "A request for\nmore pills."
-    assert [row["action"] for row in rows] == ["correct"] + ["accept"] * 19
+    assert [row["action"] for row in rows] == ["correct"] + ["accept"] * 2
     site.db.close()
 
 
@@ -540,7 +540,7 @@ def test_no_page_has_a_serious_accessibility_finding_or_scrolls_sideways(
                 page.keyboard.press("?")
                 page.wait_for_selector("#keys-dialog[open]")
                 page.keyboard.press("Escape")
-            for width in (1280, 375):
+            for width in (1280, 375) if scheme == "light" else (1280,):
                 page.set_viewport_size({"width": width, "height": 800})
                 assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
                 look(page, f"{path} {width}")

@@ -152,7 +152,7 @@ def test_a_person_writes_and_scores_every_pair(tmp_path: Path, page: Any, desk: 
         ready(page)
         source = texts()[number % 4]
         until(page, "wanted => document.getElementById('text').textContent === wanted", source)
-        if number % 2:
+        if number % 4 == 1:
             ana.press(write)
             ana.press("Tab")
             ana.press("Tab")
@@ -173,7 +173,7 @@ def test_a_person_writes_and_scores_every_pair(tmp_path: Path, page: Any, desk: 
     finished(page)
     rows = expected(site)
     assert {row["details"] for row in rows.values()} == {'{"rubric":{"faithfulness":4,"usefulness":5}}'}
-    assert [rows[f"r{i}"]["action"] for i in range(4)] == ["accept", "correct", "accept", "correct"]
+    assert [rows[f"r{i}"]["action"] for i in range(4)] == ["accept", "correct", "accept", "accept"]
     assert rows["r1"]["value"]["output"].endswith(MESSAGES[1][0])
     site.db.close()
 
