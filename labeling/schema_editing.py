@@ -97,7 +97,7 @@ def _check(before: SchemaDraft, after: SchemaDraft, decided: int) -> None:
     if decided and (names[0] != names[1] or before.task is not after.task):
         raise ProjectError(
             "the labels",
-            found=f"other labels, and {decided} decisions given with the ones that stand there",
+            found=f"other labels, while decisions ({decided}) were given with the ones that stand there",
             expected="the same labels in the same order",
             next_step="Definitions, words, examples and the guideline can change at any time. For other labels start a "
             "new project.",

@@ -131,7 +131,7 @@ def test_labels_that_decisions_were_given_with_keep_their_names(
     with pytest.raises(ProjectError) as caught:
         save_schema(db, folder, other, by=lead, note="", seen=0)
 
-    assert "3 decisions" in caught.value.found
+    assert "decisions (3)" in caught.value.found
     clearer = replace(before, labels=(before.labels[0], Label(name="Urgent", definition="Now.")))
     assert save_schema(db, folder, clearer, by=lead, note="", seen=0)[1] == ["schema"]
 

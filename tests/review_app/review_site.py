@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+import yaml
 from fastapi import FastAPI
 
 from labeling.database import accounts, rounds
@@ -61,6 +62,9 @@ class Site:
                 "review": {"copilot": False},
             }
         )
+        # The file says the same: pages that write it read it first.
+        document = self.project.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        (folder / "project.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
         self.db: Database = open_database(self.folder)
 
     def person(self, name: str, role: Role = Role.ANNOTATOR) -> accounts.Account:
