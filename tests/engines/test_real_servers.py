@@ -132,7 +132,7 @@ def test_ollama_tells_its_slots(real_ollama: LocalOllama) -> None:
 
     engine = OllamaServer(connection, model="smollm2", context=512, slots=None)
 
-    assert engine.parallel == 2 and engine.slots == 4
+    assert engine.parallel == 2 and engine.slots == 6
 
 
 def test_control_tokens_of_the_model_are_known(engines: dict[str, Engine]) -> None:

@@ -178,7 +178,7 @@ def test_ollama_slots_are_measured(parallel: int, scripted: ScriptedEngine, conn
 
     engine = connect_by_text(scripted, "ollama", slots=None)
 
-    assert engine.slots == 2 * parallel
+    assert engine.slots == 3 * parallel
 
 
 # -- prompts that do not fit -----------------------------------------------------------------------------------------
