@@ -140,19 +140,26 @@ def wait_for_deployment(name: str) -> Any:
                 time.sleep(0.3)
 
 
-def _runs_of(client: Any, deployment: Any, states: Sequence[str]) -> list[Any]:
-    """Flow runs of a deployment in one of some state types."""
-    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
+def _gate_runs(client: Any, project: Project, states: Sequence[str]) -> list[Any]:
+    """Runs of a project that come to its review gate (the phase alone, or the pipeline), in one of some state types."""
+    from prefect.client.schemas.filters import (
+        DeploymentFilter,
+        DeploymentFilterName,
+        FlowFilter,
+        FlowFilterName,
+        FlowRunFilter,
+    )
 
     runs: list[Any] = client.read_flow_runs(
-        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])),
+        flow_filter=FlowFilter(name=FlowFilterName(any_=["review", "pipeline"])),
+        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[project.name])),
         flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": list(states)}}}),
     )
     return runs
 
 
 def ensure_gate(project: Project, folder: ProjectFolder) -> str | None:
-    """A review run at the gate of the open round; None when no round is open. Never a second one."""
+    """A run at the gate of the open round; None when no round is open. Never a second one."""
     from prefect.client.orchestration import get_client
 
     with project_database(project, folder) as db:
@@ -164,7 +171,7 @@ def ensure_gate(project: Project, folder: ProjectFolder) -> str | None:
         return None
     deployment = wait_for_deployment(f"review/{project.name}")
     with get_client(sync_client=True) as client:
-        runs = _runs_of(client, deployment, WAITING_STATES)
+        runs = _gate_runs(client, project, WAITING_STATES)
         if runs:
             return str(runs[0].id)
         run = client.create_flow_run_from_deployment(
@@ -205,8 +212,7 @@ def wake_gate(project: Project, *, by: str, note: str) -> bool:
     form = {"verdict": "approve", "signed_by": by, "note": note}
     try:
         with get_client(sync_client=True) as client:
-            deployment = client.read_deployment_by_name(f"review/{project.name}")
-            runs = _runs_of(client, deployment, ("PAUSED",))
+            runs = _gate_runs(client, project, ("PAUSED",))
         for run in runs:
             resume(run.id, form)
     except (PrefectException, httpx.HTTPError, RuntimeError):

@@ -4,6 +4,7 @@ The offline UI tries an analytics host on every page load whatever is set; the p
 """
 
 import argparse
+import asyncio
 import os
 import signal
 import threading
@@ -42,6 +43,43 @@ class WithPolicy:
         await self.app(scope, receive, sending if scope["type"] == "http" else send)
 
 
+class ResumesPatiently:
+    """ASGI wrapper that sends a signature again while the server answers 503: its page would leave that to the lead."""
+
+    def __init__(self, app: Any, *, tries: int = 20, wait_s: float = 1.0) -> None:
+        self.app, self._tries, self._wait_s = app, tries, wait_s
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].endswith("/resume"):
+            await self.app(scope, receive, send)
+            return
+        asked = [await receive()]
+        while asked[-1].get("more_body"):
+            asked.append(await receive())
+        answer: list[Any] = []
+        for left in reversed(range(self._tries)):
+            answer = await self._answer(scope, asked, receive)
+            if left == 0 or answer[0].get("status") != 503:
+                break
+            await asyncio.sleep(self._wait_s)
+        for message in answer:
+            await send(message)
+
+    async def _answer(self, scope: Any, asked: list[Any], receive: Any) -> list[Any]:
+        told: list[Any] = []
+        again = iter(asked)
+
+        async def receive_again() -> Any:
+            message = next(again, None)
+            return await receive() if message is None else message
+
+        async def keep(message: Any) -> None:
+            told.append(message)
+
+        await self.app(dict(scope), receive_again, keep)
+        return told
+
+
 def _end_when_unused(users: Path) -> None:
     while not unused(users):
         time.sleep(LOOK_EVERY_S)
@@ -60,7 +98,7 @@ def main() -> None:
         threading.Thread(target=_end_when_unused, args=(options.users,), daemon=True).start()
     from prefect.server.api.server import create_app
 
-    app = WithPolicy(create_app())
+    app = WithPolicy(ResumesPatiently(create_app()))
     uvicorn.run(
         app,
         host="127.0.0.1",
