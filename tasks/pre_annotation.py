@@ -42,13 +42,14 @@ def score_for_a_while(project_path: str, round_number: int) -> dict[str, Any]:
                 expected=f"{plan.identity_id}, on which the plan of round {round_number} was made",
                 next_step="Run setup (or iterate) again so that the plan is made with the engine at hand.",
             )
+        # It asks some records too: what is known is read afterwards.
+        for warning in keep_self_test(project, folder, engine, prompt, round_number):
+            get_run_logger().warning("engine: %s", warning)
         vectors = Vectors.load(project, folder) if plan.cascade is not None else None
         known = store.known() | left_to_student(project, folder, plan, vectors)
         total = len(record_ids(project, folder))
         asked = total - len(known)
         progress = Progress("pre-annotation", total, done=len(known), key=f"{project.name}-pre-annotation")
-        for warning in keep_self_test(project, folder, engine, prompt, round_number):
-            get_run_logger().warning("engine: %s", warning)
         engine.warm(engine.tokenize(prompt.prefix))
         fresh = scored = 0
         for part, frame in stream_records(project, folder, ["text"]):

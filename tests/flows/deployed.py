@@ -69,9 +69,11 @@ class Deployed:
         return self.state(run).type.value in kinds
 
     def await_kind(self, run: Any, *kinds: str) -> Any:
-        return come_about(
-            lambda: self.is_in(run, *kinds) and self.state(run), lambda: f"no {kinds}: {self.state(run)!r}"
-        )
+        def there() -> Any:
+            state = self.state(run)
+            return state if state.type.value in kinds else None
+
+        return come_about(there, lambda: f"no {kinds}: {self.state(run)!r}")
 
     def retry(self, run: Any) -> None:
         """What the UI's Retry does."""

@@ -36,6 +36,7 @@ def test_the_comparison_is_told_here_and_in_prefect(
     assert answer["reason"] in str(told.data)
 
 
+@pytest.mark.campaign
 def test_a_comparison_without_labels_says_what_to_do(installation: Any, lettered: Callable[..., Any]) -> None:
     root, _ = lettered(60)
     installation.command("run", root, check=3)

@@ -117,6 +117,7 @@ def sign(run: Any, **form: str) -> None:
         pool.submit(asyncio.run, send()).result()
 
 
+@pytest.mark.campaign
 def test_the_gate_command_wakes_the_run_that_waits(at_gate: tuple[Any, Path, Any]) -> None:
     installation, root, run = at_gate
     label_everything(root)

@@ -107,6 +107,7 @@ def test_a_flow_killed_three_times_ends_with_the_same_suggestions(
 
 def test_scoring_that_takes_several_tasks_ends(installation: Any, lettered: Callable[..., Any]) -> None:
     root, engine = prepared(installation, lettered, 60)
+    engine.asked.clear()  # setup asked the sample a second time, with the labels listed the other way round
     hasty = "import tasks.pre_annotation as t; t.SECONDS_A_TASK = 0.0\n" + FLOW
 
     code = installation.start(hasty, root).wait(timeout=120)

@@ -13,10 +13,9 @@ from small_projects import RELEASE_FILES
 @pytest.fixture(scope="module")
 def outcome(installation: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, Any]]:
     """One rehearsal for all tests here: it takes most of a minute."""
+    from letters import LABELS, letters
     from scripted_engine import ScriptedEngine
     from small_projects import write_project
-
-    from .conftest import LABELS, letters
 
     with ScriptedEngine(LABELS) as engine:
         root = tmp_path_factory.mktemp("rehearsal") / "project"
@@ -51,7 +50,8 @@ def test_rehearse_fills_every_key_of_the_contract(outcome: tuple[Any, dict[str, 
         assert entry["accuracy"]["low"] <= entry["accuracy"]["value"] <= entry["accuracy"]["high"]
         assert entry["auto_accepted"] == 0
         assert entry["student_alone"] == 0
-    assert answer["rounds"][0]["llm_calls"] == 120
+    # Setup asks the sample of 20 a second time, with the labels listed the other way round.
+    assert answer["rounds"][0]["llm_calls"] == 120 + 20
     assert 0 <= answer["rounds"][1]["llm_calls"] < 120  # the prompt stays: nothing but a candidate is tried
     assert answer["valid_suggestion_share"] == 1.0
     assert answer["effort_saved_share"] == 0.0
@@ -60,9 +60,9 @@ def test_rehearse_fills_every_key_of_the_contract(outcome: tuple[Any, dict[str, 
 def test_no_record_was_asked_more_than_once(outcome: tuple[Any, dict[str, Any]]) -> None:
     _, answer = outcome
 
-    # The scripted engine hides nothing from the raw route, so one call a record and prompt is all there is; round 2
-    # may try one more prompt (with exemplars) on reviewed records.
-    assert answer["asked_most"] <= 2
+    # The scripted engine hides nothing from the raw route, so one call a record and prompt is all there is: the prompt,
+    # the same with its labels the other way round (on the sample), and in round 2 perhaps one with exemplars.
+    assert answer["asked_most"] <= 3
 
 
 def test_release_holds_what_the_contract_lists_and_says_it_is_a_rehearsal(

@@ -111,6 +111,7 @@ def test_a_service_that_ends_again_and_again_is_named(home: Path, monkeypatch: p
     assert said[0] == "review-small has ended; starting it again."
 
 
+@pytest.mark.campaign
 def test_up_keeps_the_server_of_a_run_that_ends(
     home: Path, start: Callable[..., subprocess.Popen[str]], lettered: Callable[..., Any]
 ) -> None:
@@ -146,6 +147,7 @@ def test_up_keeps_the_server_of_a_run_that_ends(
     assert not list((home / "services").glob("*.json"))
 
 
+@pytest.mark.campaign
 def test_a_server_ends_when_all_who_used_it_were_killed(home: Path) -> None:
     code = "import sys; from deployments.services import start_prefect_server\n"
     code += "print(start_prefect_server().url, flush=True); sys.stdin.readline()"

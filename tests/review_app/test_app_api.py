@@ -165,12 +165,13 @@ def test_a_database_that_cannot_be_written_is_said_so_and_nothing_is_called_save
     client = browserless("Ana")
     item = client.get("/api/next").json()["items"][0]
 
-    def full(self: Database) -> Any:
+    def full(self: Database, *_: object) -> Any:
         raise StorageError(
             "countersign.db", found="the disk is full", expected="space", next_step="Free some."
         )
 
     monkeypatch.setattr(Database, "write", full)
+    monkeypatch.setattr(Database, "together", full)
     answer = client.post("/api/decisions", json=decision(item))
     assert (answer.status_code, answer.json()["found"]) == (503, "the disk is full")
     monkeypatch.undo()
