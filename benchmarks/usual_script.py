@@ -32,7 +32,7 @@ from schemas.project import Project
 
 CONTEXT = 1024
 SLOTS = 4
-BLOCK = 40
+BLOCK = 100
 # A project's own prompt, as its lead would write it after a look at the sample.
 PROMPT = PromptTemplate(
     "topic",
