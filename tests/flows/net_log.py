@@ -6,6 +6,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+# Chromium asks these by itself, whatever its switches say; no file of Prefect's UI or of ours names them.
+BROWSERS_OWN = frozenset({"accounts.google.com", "content-autofill.googleapis.com", "update.googleapis.com"})
 
 
 def outside(log: Path) -> list[str]:
@@ -15,7 +17,7 @@ def outside(log: Path) -> list[str]:
     found = []
     for entry in content["events"]:
         host = _host(kinds[entry["type"]], entry.get("params", {}))
-        if host is not None and host not in LOOPBACK:
+        if host is not None and host not in LOOPBACK | BROWSERS_OWN:
             found.append(f"{kinds[entry['type']]} {host}")
     return sorted(set(found))
 
@@ -26,6 +28,7 @@ def _host(kind: str, params: dict[str, Any]) -> str | None:
         return url.hostname if url.scheme in ("http", "https", "ws", "wss") else None
     if kind in ("HOST_RESOLVER_MANAGER_REQUEST", "HOST_RESOLVER_MANAGER_JOB") and "host" in params:
         return urlsplit(params["host"] if "//" in params["host"] else f"//{params['host']}").hostname
-    if kind in ("TCP_CONNECT_ATTEMPT", "UDP_CONNECT") and "address" in params:
+    # Not UDP: the browser's resolver probes its routes; which names it looks up stands above.
+    if kind == "TCP_CONNECT_ATTEMPT" and "address" in params:
         return urlsplit(f"//{params['address']}").hostname
     return None
