@@ -7,7 +7,14 @@ from urllib.parse import urlsplit
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 # Chromium asks these by itself, whatever its switches say; no file of Prefect's UI or of ours names them.
-BROWSERS_OWN = frozenset({"accounts.google.com", "content-autofill.googleapis.com", "update.googleapis.com"})
+BROWSERS_OWN = frozenset(
+    {
+        "accounts.google.com",
+        "content-autofill.googleapis.com",
+        "redirector.gvt1.com",
+        "update.googleapis.com",
+    }
+)
 
 
 def outside(log: Path) -> list[str]:
