@@ -1,8 +1,11 @@
 """How far one person is in the round they label, and how long the rest will take them."""
 
+import threading
+import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, exists, func, or_, select
 
@@ -14,6 +17,8 @@ from schemas.review import RoundState
 
 _RECENT = 20  # own decisions the pace is the median of
 _AT_WORK = timedelta(minutes=30)
+_LONG = 10_000  # records in a round; a shorter one is counted anew every time
+_KEPT_FOR = 20  # times as long as counting a long round took
 
 _item = tables.queue_items.c
 _lease = tables.assignments.c
@@ -26,7 +31,8 @@ class Pace:
 
     Attributes:
         round: None before the first round; then everything else is zero.
-        items: Records under review; `done` of them have all the decisions they need.
+        items: Records under review; `done` of them have all the decisions they need. In a long round both
+            may be some seconds old.
         own: Records this person has decided or skipped.
         left: Records that still wait for this person or somebody else, as far as this person may take them.
         share: Of those, how many are likely to be theirs, with everybody who worked in the last half hour.
@@ -54,37 +60,83 @@ def pace(db: Database, annotator_id: str) -> Pace:
         if found is None:
             return Pace(None, None, 0, 0, 0, 0, 0, None, 0.0, 0)
         number, state = found
-        counts = {
-            bool(row.done): row
-            for row in conn.execute(
-                select(
-                    _item.done,
-                    func.count().label("items"),
-                    func.sum(_item.overlap - _item.decided).label("wanted"),
-                )
-                .where(_item.round == number, _item.stage == REVIEW)
-                .group_by(_item.done)
-            )
-        }
-        done = counts[True].items if True in counts else 0
-        waiting = counts[False].items if False in counts else 0
-        wanted = int(counts[False].wanted) if False in counts else 0
+        counted = _counted(conn, db, number)
         own, own_waiting = _own(conn, annotator_id, number)
         elsewhere = kept_from(conn, annotator_id, number)
         recent, total = _seconds(conn, annotator_id, number)
         at_work = _at_work(conn, annotator_id, number, db)
-    left = max(0, waiting - own_waiting - elsewhere) if state.value in LABELLING_STATES else 0
+    left = max(0, counted.waiting - own_waiting - elsewhere) if state.value in LABELLING_STATES else 0
     return Pace(
         round=number,
         state=state,
-        items=done + waiting,
-        done=done,
+        items=counted.done + counted.waiting,
+        done=counted.done,
         own=own,
         left=left,
-        share=min(left, -(-wanted // at_work)),
+        share=min(left, -(-counted.wanted // at_work)),
         seconds=median(recent) if recent else None,
         seconds_total=total,
         at_work=at_work,
+    )
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Records under review: with all their decisions, without; decisions that these still want."""
+
+    done: int
+    waiting: int
+    wanted: int
+
+
+class _Kept:
+    """The last counts of one database's rounds and until when each may be shown."""
+
+    def __init__(self) -> None:
+        self.turn = threading.Lock()
+        self.counts: dict[int, tuple[float, _Counted]] = {}
+
+
+_kept: WeakKeyDictionary[Database, _Kept] = WeakKeyDictionary()
+_kept_turn = threading.Lock()
+
+
+def _counted(conn: Connection, db: Database, number: int) -> _Counted:
+    """Counts a round. A long round's counts are shown for a while: counting takes a twentieth of the time at most.
+
+    Every page asks for it after every decision, and on SQLite a reader holds back whoever commits.
+    """
+    with _kept_turn:
+        kept = _kept.setdefault(db, _Kept())
+    with kept.turn:
+        until, counted = kept.counts.get(number, (0.0, None))
+        begun = time.monotonic()
+        if counted is not None and begun < until:
+            return counted
+        counted = _count(conn, number)
+        if counted.done + counted.waiting >= _LONG:
+            ended = time.monotonic()
+            kept.counts[number] = (ended + (ended - begun) * _KEPT_FOR, counted)
+        return counted
+
+
+def _count(conn: Connection, number: int) -> _Counted:
+    counts = {
+        bool(row.done): row
+        for row in conn.execute(
+            select(
+                _item.done,
+                func.count().label("items"),
+                func.sum(_item.overlap - _item.decided).label("wanted"),
+            )
+            .where(_item.round == number, _item.stage == REVIEW)
+            .group_by(_item.done)
+        )
+    }
+    return _Counted(
+        done=counts[True].items if True in counts else 0,
+        waiting=counts[False].items if False in counts else 0,
+        wanted=int(counts[False].wanted) if False in counts else 0,
     )
 
 

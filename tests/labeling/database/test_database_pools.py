@@ -47,6 +47,23 @@ def test_a_pool_s_records_go_to_its_members_and_the_rest_to_everybody(clinic: Cl
     assert got(clinic, lea) == ["d"]
 
 
+def test_a_long_round_is_not_counted_anew_for_every_page(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ana = clinic.person("Ana")
+    clinic.round(2)
+
+    def done_after_one_more() -> tuple[int, int]:
+        before = pace(clinic.db, ana.id).done
+        clinic.decide(ana)
+        return before, pace(clinic.db, ana.id).done
+
+    assert done_after_one_more() == (0, 1)
+    monkeypatch.setattr("labeling.database.pace._LONG", 2)
+    monkeypatch.setattr("labeling.database.pace._KEPT_FOR", 1e9)
+    assert done_after_one_more() == (1, 1)
+
+
 def test_a_record_given_to_a_person_leaves_the_hands_of_others(clinic: Clinic) -> None:
     ana, bob, lea = clinic.person("Ana"), clinic.person("Bob"), clinic.person("Lea", Role.MANAGER)
     clinic.round(2)
