@@ -7,10 +7,8 @@ from typing import Any
 HEAD = """# Measured figures
 
 Every figure here was printed by a command in `benchmarks/` and is stored in `docs/benchmarks/`; this page is written
-by `python -m benchmarks.page`, all of it anew by `make benchmarks`. Machine: 2 virtual
-cores, 24 GiB, no GPU. usual_script, engine_limits and review_queue (beside other work, its load is in the result) ran
-on an AMD EPYC without AVX-512; the others on an Intel Xeon of 2.1 GHz, with the shipped model still in its Q4_1
-layout. Neighbours make speeds vary by a fifth and more from run to run.
+by `python -m benchmarks.page`, all of it anew by `make benchmarks`. The machines were virtual ones without a GPU, whose
+neighbours make speeds vary by a fifth and more from run to run; ratios are of figures measured in turn in one run.
 """
 TITLES = {
     "rehearse_ag_news": "Rehearsal: AG News, first 2,000 records (`python -m benchmarks.rehearsals ag_news FILE`)",
@@ -126,6 +124,8 @@ def write_page(results: Path, page: Path) -> None:
         measured = (
             f"at commit {result.pop('commit')}" if "commit" in result else "before results named their commit"
         )
+        if "machine" in result:
+            measured += f" on {result.pop('machine')}"
         lines += [f"## {title}", "", f"Measured {measured}.", "", *body(name, result), ""]
     page.write_text("\n".join(lines), "utf-8")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.page import write_page
 from deployments.engine_servers import built
+from labeling.benchmarking import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "benchmarks"
@@ -38,7 +39,7 @@ def run(name: str, arguments: list[str]) -> None:
         [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
     )
     RESULTS.mkdir(parents=True, exist_ok=True)
-    result = {**json.loads(done.stdout), "commit": commit()}
+    result = {**json.loads(done.stdout), "commit": commit(), "machine": hardware()}
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
 
 

@@ -15,6 +15,7 @@ from labeling.engines.self_test import SENTENCES
 from labeling.prompts import Prompt, PromptTemplate
 from labeling.scoring import score_batch
 
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}  # flag of the kernel -> name; the widest first
 RECORD_TOKENS = 200
 PREFIX_TOKENS = 150
 RECORDS = 32
@@ -139,17 +140,20 @@ def _words(dice: random.Random, count: int) -> str:
 
 
 def hardware() -> str:
-    """Processor, cores this process may use, memory."""
-    model = platform.processor() or platform.machine()
+    """Processor and its widest vectors, cores this process may use, memory."""
+    told: dict[str, str] = {}
     try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        model = next(
-            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
-        )
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            key, _, value = line.partition(":")
+            told.setdefault(key.strip(), value.strip())
     except OSError:
         pass  # not Linux
+    model = told.get("model name") or platform.processor() or platform.machine()
+    flags = told.get("flags", "").split()
+    # A virtual machine's processor often has no more of a name than its maker's.
+    vectors = next((f" with {name}" for flag, name in VECTORS.items() if flag in flags), "")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB"
+    return f"{model}{vectors}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB"
 
 
 def bench_row(answer: Mapping[str, Any]) -> str:
