@@ -20,12 +20,15 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, Operationa
 from sqlalchemy.pool import QueuePool
 
 from labeling.database import tables
-from labeling.database.turns import GroupCommit, ReadGate
+from labeling.database.turns import GroupCommit, Line, ReadGate
 from labeling.paths import ProjectFolder
 from schemas.errors import LabelingError, StorageError
 
 BUSY_TIMEOUT_S = 5.0
 TURN_TIMEOUT_S = 30.0  # threads of our own process: the queue moves, so waiting longer loses nothing
+# Transactions that PostgreSQL gets at a time from those of one process who decide and claim. All of them end at the
+# head of the audit chain: more would only wait there, in no order, each with a server process of its own.
+WRITERS = 2
 _MIGRATION_LOCK = 0x636F756E  # any number of our own: PostgreSQL's advisory lock while migrations run
 
 Result = TypeVar("Result")
@@ -48,6 +51,7 @@ class Database:
         self._clock = clock
         self._sqlite = engine.dialect.name == "sqlite"
         self._turn = threading.Lock()
+        self._line = Line(WRITERS)
         self._gate = ReadGate(BUSY_TIMEOUT_S)
         self._group = GroupCommit(self._own_turn, self._interrupted)
 
@@ -69,13 +73,15 @@ class Database:
             yield connection
 
     def together(self, work: Callable[[Connection], Result]) -> Result:
-        """As `write`, for short work that many do at once: on SQLite it may share the transaction of others.
+        """As `write`, for short work that many do at once: first come, first served.
+
+        On SQLite it may share the transaction of others.
 
         Returns what `work` returns, once that is durable; raises what it raises, and then nothing of it is
         stored.
         """
         if not self._sqlite:
-            with self.write() as connection:
+            with self._line.turn(), self.write() as connection:
                 return work(connection)
         with self._translated():
             return self._group.run(work)

@@ -1,7 +1,8 @@
-"""Whose turn it is, among the threads of one process that work on one SQLite file.
+"""Whose turn it is, among the threads of one process that work on one database.
 
 SQLite lets one transaction write at a time, makes a commit wait until nobody reads, and does both by sleeping
-and trying again, which under load is a lottery. Threads of one process need not play it: they queue here.
+and trying again, which under load is a lottery. Threads of one process need not play it: they queue here. On
+PostgreSQL they queue for a place, since all of them end at one row, the head of the audit chain.
 """
 
 import threading
@@ -60,6 +61,44 @@ class ReadGate:
             with self._changed:
                 self._committing = False
                 self._changed.notify_all()
+
+
+class Line:
+    """Threads that wait in line for a few places: who came first goes first, also past one that comes back at once.
+
+    Args:
+        places: How many are served at a time.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Event] = deque()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """A block that holds a place."""
+        with self._lock:
+            served = threading.Event()
+            if self._free:
+                self._free -= 1
+                served.set()
+            else:
+                self._waiting.append(served)
+        try:
+            served.wait()
+            yield
+        finally:
+            self._leave(served)
+
+    def _leave(self, served: threading.Event) -> None:
+        with self._lock:
+            if not served.is_set():  # torn away while it waited
+                self._waiting.remove(served)
+            elif self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._free += 1
 
 
 class _Job:

@@ -12,7 +12,7 @@ from clinic import Clinic
 from sqlalchemy import event, text
 
 from labeling.database import chain, queue
-from labeling.database.turns import ReadGate
+from labeling.database.turns import Line, ReadGate
 from schemas.errors import LabelingError, StorageError
 
 
@@ -156,3 +156,39 @@ def test_the_turn_is_free_again_after_a_failure(clinic: Clinic) -> None:
         with pytest.raises(ValueError, match="own"):
             clinic.db.together(lambda _conn: fails())
     assert clinic.db.together(lambda _conn: 7) == 7
+
+
+def test_who_came_first_is_served_first_and_who_comes_back_waits_behind_them() -> None:
+    line, served = Line(1), []
+
+    def take(name: str) -> None:
+        with line.turn():
+            served.append(name)
+
+    waiting = [threading.Thread(target=take, args=(name,)) for name in "abc"]
+    with line.turn():
+        for thread in waiting:
+            thread.start()
+            time.sleep(0.05)
+    take("again")
+    for thread in waiting:
+        thread.join()
+    assert served == ["a", "b", "c", "again"]
+
+
+def test_a_place_is_free_again_after_a_failure_and_no_more_than_the_places_are_taken() -> None:
+    line, inside, most = Line(2), [], []
+
+    def work(fails: bool) -> None:
+        with line.turn():
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.pop()
+            if fails:
+                raise ValueError
+
+    with ThreadPoolExecutor(8) as pool:
+        went = [pool.submit(work, turn % 3 == 0) for turn in range(24)]
+    assert sum(one.exception() is not None for one in went) == 8
+    assert max(most) == 2
