@@ -31,10 +31,10 @@ from labeling.engines.protocol import Engine, Tokens
 from labeling.engines.sharing import shared_engine
 from labeling.ingest import ingest
 from labeling.project_file import load_project
-from labeling.prompts import Prompt
+from labeling.prompts import Prompt, prompt_of
 from labeling.score_store import ScoreStore
 from labeling.setup import load_plan, measure_prompts, save_setup
-from labeling.storage import Table
+from labeling.storage import Table, read_json
 from schemas import tables
 
 PREFILL_TOKENS = 256
@@ -140,8 +140,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="countersign-benchmark-") as scratch:
             root = Path(scratch) / "clinic"
             prepare(root, records)
-            project, _ = load_project(root)
-            flow = pipeline(root, shared_engine(project))
+            project, folder = load_project(root)
+            used = read_json(folder.prompts_used / f"{load_plan(folder, 1).prompt_id}.json")
+            flow = pipeline(root, shared_engine(project), prompt_of(used))
     finally:
         server.stop()
     bare = flow["bare"]
