@@ -9,6 +9,8 @@ HEAD = """# Measured figures
 Every figure here was printed by a command in `benchmarks/` and is stored in `docs/benchmarks/`; this page is written
 by `python -m benchmarks.page`, all of it anew by `make benchmarks`. The machines were virtual ones without a GPU, whose
 neighbours make speeds vary by a fifth and more from run to run; ratios are of figures measured in turn in one run.
+Of the results that name no machine, usual_script ran on the AMD EPYC with AVX2; the rehearsals and the ladder ran on an
+Intel Xeon of 2.1 GHz, with the shipped model still in its Q4_1 layout, and were not measured again since.
 """
 TITLES = {
     "rehearse_ag_news": "Rehearsal: AG News, first 2,000 records (`python -m benchmarks.rehearsals ag_news FILE`)",

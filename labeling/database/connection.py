@@ -7,7 +7,6 @@ docs/decisions/review-database.md.
 
 import os
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
@@ -50,8 +49,7 @@ class Database:
         self.shown_as = shown_as
         self._clock = clock
         self._sqlite = engine.dialect.name == "sqlite"
-        self._turn = threading.Lock()
-        self._line = Line(WRITERS)
+        self._line = Line(1 if self._sqlite else WRITERS, TURN_TIMEOUT_S, self._crowded)
         self._gate = ReadGate(BUSY_TIMEOUT_S)
         self._group = GroupCommit(self._own_turn, self._interrupted)
 
@@ -100,21 +98,14 @@ class Database:
 
     @contextmanager
     def _own_turn(self) -> Iterator[Connection]:
-        if self._sqlite and not self._turn.acquire(timeout=TURN_TIMEOUT_S):
-            raise StorageError(
-                self.shown_as,
-                found=f"more writing at once than the disk keeps up with for {TURN_TIMEOUT_S:.0f} s",
-                expected="a turn to write",
-                next_step="Nothing was saved. Try again; use PostgreSQL for many people on a slow disk.",
-            )
-        try:
-            with self.engine.connect() as connection, connection.begin() as transaction:
-                yield connection
-                with self._gate.alone() if self._sqlite else nullcontext():
-                    transaction.commit()
-        finally:
-            if self._sqlite:
-                self._turn.release()
+        with (
+            self._line.turn() if self._sqlite else nullcontext(),
+            self.engine.connect() as connection,
+            connection.begin() as transaction,
+        ):
+            yield connection
+            with self._gate.alone() if self._sqlite else nullcontext():
+                transaction.commit()
 
     def close(self) -> None:
         self.engine.dispose()
@@ -136,6 +127,19 @@ class Database:
             if isinstance(error, IntegrityError) and "append-only" not in str(error.orig):
                 raise
             raise self._said_plainly(error) from error
+
+    def _crowded(self) -> StorageError:
+        slow, step = (
+            ("disk", "use PostgreSQL for many people on a slow disk.")
+            if self._sqlite
+            else ("server", "if it stays so, look at what holds PostgreSQL up.")
+        )
+        return StorageError(
+            self.shown_as,
+            found=f"more writing at once than the {slow} keeps up with for {TURN_TIMEOUT_S:.0f} s",
+            expected="a turn to write",
+            next_step=f"Nothing was saved. Try again; {step}",
+        )
 
     def _interrupted(self) -> StorageError:
         return StorageError(

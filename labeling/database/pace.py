@@ -31,14 +31,16 @@ class Pace:
 
     Attributes:
         round: None before the first round; then everything else is zero.
-        items: Records under review; `done` of them have all the decisions they need. In a long round both
-            may be some seconds old.
+        items: Records under review; `done` of them have all the decisions they need.
         own: Records this person has decided or skipped.
         left: Records that still wait for this person or somebody else, as far as this person may take them.
         share: Of those, how many are likely to be theirs, with everybody who worked in the last half hour.
         seconds: Median time of their last 20 decisions; None before the first.
         seconds_total: Time they have spent on records of this round.
         at_work: People with a decision in the last half hour, this one included.
+
+    In a round of 10,000 records and more, `items`, `done`, `left` and `share` may rest on counts that are 20 times as
+    old as counting takes: some seconds at 100,000.
     """
 
     round: int | None

@@ -68,10 +68,13 @@ class Line:
 
     Args:
         places: How many are served at a time.
+        timeout_s: How long one waits for a place.
+        too_long: What one is told who has waited that long.
     """
 
-    def __init__(self, places: int) -> None:
+    def __init__(self, places: int, timeout_s: float, too_long: Callable[[], Exception]) -> None:
         self._free = places
+        self._timeout_s, self._too_long = timeout_s, too_long
         self._lock = threading.Lock()
         self._waiting: deque[threading.Event] = deque()
 
@@ -86,14 +89,15 @@ class Line:
             else:
                 self._waiting.append(served)
         try:
-            served.wait()
+            if not served.wait(self._timeout_s):
+                raise self._too_long()
             yield
         finally:
             self._leave(served)
 
     def _leave(self, served: threading.Event) -> None:
         with self._lock:
-            if not served.is_set():  # torn away while it waited
+            if not served.is_set():  # gave up, or was torn away while it waited
                 self._waiting.remove(served)
             elif self._waiting:
                 self._waiting.popleft().set()

@@ -53,12 +53,12 @@ def label_everything(root: Path, says: Callable[[str], str] | None = None) -> No
                 )
 
 
-def person(db: Any, role: Role, name: str) -> accounts.Account:
+def person(db: Any, role: Role, name: str, password: str | None = None) -> accounts.Account:
     known = accounts.account_by_name(db, name)
     if known is not None:
         return known
     token = accounts.invite(db, role, name, by=accounts.OPERATOR)
-    return accounts.accept_invitation(db, token, name, secrets.token_urlsafe(16))
+    return accounts.accept_invitation(db, token, name, password or secrets.token_urlsafe(16))
 
 
 @pytest.fixture

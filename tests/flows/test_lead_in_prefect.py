@@ -15,11 +15,11 @@ from deployed import Deployed, come_about, prefect_at, with_gold
 from net_log import outside
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from small_projects import need
-from test_gate import label_everything
+from test_gate import label_everything, person
 
 from deployments.services import QUIET_ENVIRONMENT, answers
 from labeling import paths
-from labeling.database import accounts, rounds
+from labeling.database import rounds
 from labeling.database.opening import project_database
 from labeling.paths import ProjectFolder
 from labeling.project_file import load_project
@@ -230,8 +230,7 @@ def asked_again(project: Deployed, run: Any, before: Any) -> None:
 def lead_account(folder: ProjectFolder) -> None:
     project, _ = load_project(folder.root)
     with project_database(project, folder) as db:
-        token = accounts.invite(db, Role.MANAGER, "lena", by=accounts.OPERATOR)
-        accounts.accept_invitation(db, token, "lena", PASSWORD)
+        person(db, Role.MANAGER, "lena", PASSWORD)
 
 
 @pytest.mark.campaign

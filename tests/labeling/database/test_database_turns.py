@@ -159,7 +159,7 @@ def test_the_turn_is_free_again_after_a_failure(clinic: Clinic) -> None:
 
 
 def test_who_came_first_is_served_first_and_who_comes_back_waits_behind_them() -> None:
-    line, served = Line(1), []
+    line, served = Line(1, 30.0, TimeoutError), []
 
     def take(name: str) -> None:
         with line.turn():
@@ -167,9 +167,10 @@ def test_who_came_first_is_served_first_and_who_comes_back_waits_behind_them() -
 
     waiting = [threading.Thread(target=take, args=(name,)) for name in "abc"]
     with line.turn():
-        for thread in waiting:
+        for number, thread in enumerate(waiting):
             thread.start()
-            time.sleep(0.05)
+            while len(line._waiting) <= number:
+                time.sleep(0.001)
     take("again")
     for thread in waiting:
         thread.join()
@@ -177,7 +178,7 @@ def test_who_came_first_is_served_first_and_who_comes_back_waits_behind_them() -
 
 
 def test_a_place_is_free_again_after_a_failure_and_no_more_than_the_places_are_taken() -> None:
-    line, inside, most = Line(2), [], []
+    line, inside, most = Line(2, 30.0, TimeoutError), [], []
 
     def work(fails: bool) -> None:
         with line.turn():
@@ -192,3 +193,16 @@ def test_a_place_is_free_again_after_a_failure_and_no_more_than_the_places_are_t
         went = [pool.submit(work, turn % 3 == 0) for turn in range(24)]
     assert sum(one.exception() is not None for one in went) == 8
     assert max(most) == 2
+
+
+def test_who_waited_too_long_is_told_and_leaves_no_gap_in_the_line() -> None:
+    line = Line(1, 0.05, TimeoutError)
+
+    def wait() -> None:
+        with line.turn():
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        with line.turn(), pytest.raises(TimeoutError):
+            pool.submit(wait).result()
+        pool.submit(wait).result()
