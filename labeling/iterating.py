@@ -29,7 +29,9 @@ from schemas.project import Project
 
 SHIP_AT_P = 0.05
 STACK_FROM = 20  # reviewed records below which a student would only add noise
-HELD_OUT_MOST = 150  # records a candidate prompt is tried on, one engine call each: 60 missed gains of 10 points
+HELD_OUT_MOST = (
+    150  # records a candidate prompt is tried on, one engine call each: 60 missed gains of 10 points
+)
 Floats = npt.NDArray[np.float64]
 
 

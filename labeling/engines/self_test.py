@@ -17,6 +17,7 @@ MOST_DIFFERENCE = 0.1  # nats: what batching may change of a label's renormalise
 OVERLAP = 0.6
 TRIES = 3
 MOST_TOLD = 20
+LEAST_SHARED = 4  # tokens: a shorter start of all prompts is not worth keeping
 SENTENCES = (
     "The delivery of the boxes was late again, and nobody answered the telephone this week.",
     "Please move my appointment on the tenth to another day, the mornings suit me best.",
@@ -134,6 +135,12 @@ def _together(
     if cached:
         sentence = f"Up to {cached} tokens of a prompt came from the cache."
         return [*points, Point("prefix cache", True, False, sentence)]
+    shared = len(engine.tokenize(prompt.prefix).ids) if prompt.prefix else 0
+    if shared < LEAST_SHARED:
+        sentence = (
+            f"The prompt has {shared} tokens before the record's text: nothing worth keeping in a cache."
+        )
+        return [*points, Point("prefix cache", None, False, sentence)]
     sentence = "No token of the shared prompt came from the cache."
     remedy = "Turn the engine's prompt cache on: without it every record pays the whole prompt."
     return [*points, Point("prefix cache", False, False, sentence, remedy)]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -599,6 +600,18 @@ def test_an_engine_without_a_prefix_cache_is_told_but_works(
 
     assert "prefix cache" in failed(points)
     require(points)
+
+
+def test_a_prompt_that_starts_with_the_record_has_nothing_for_a_cache_to_keep(
+    scripted: ScriptedEngine, connect: Callable[..., LlamaServer]
+) -> None:
+    scripted.hidden = {"timings": {"cache_n": 0}}
+    engine = connect(scripted)
+
+    points = self_test(engine, replace(prompt_for(engine), prefix=""))
+
+    (point,) = [point for point in points if point.name == "prefix cache"]
+    assert point.passed is None and "nothing worth keeping" in point.sentence
 
 
 def test_requests_that_wait_in_line_are_told(scripted: ScriptedEngine, connect_by_text: Open) -> None:
