@@ -276,6 +276,7 @@ def _sqlite(project_folder: ProjectFolder) -> Engine:
 def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     # The driver's own BEGIN comes too late and is deferred; `_begin_sqlite` does it instead.
     connection.isolation_level = None
+    connection.create_function("casefold", 1, str.casefold, deterministic=True)
     for pragma in ("journal_mode=TRUNCATE", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
         connection.execute(f"PRAGMA {pragma}")
 

@@ -79,7 +79,8 @@ class Search:
         answer: A label in an answer that the person may see.
         annotator: Account id; only for those who see all answers.
         record_ids: Only these, e.g. those with a finding; None for any.
-        text: Part of the text, or a record id. ASCII letters are found in both cases.
+        text: Part of the text, or a record id. Letters are found in both cases (on PostgreSQL: those whose cases the
+            locale of the database knows).
         least, most: Bounds of the confidence, in [0, 1].
         after: Where the last page ended (`Page.after`).
     """
@@ -334,9 +335,11 @@ def _listed(conn: Connection, record_ids: Collection[str]) -> Select[Any]:
 
 def _says(conn: Connection, text: str) -> ColumnElement[bool]:
     if conn.dialect.name == "sqlite":
-        return _item.text.contains(
-            text, autoescape=True
-        )  # LIKE knows no case there, and lower() doubles the time
+        if text.isascii():
+            # LIKE knows no case there, and lower() doubles the time
+            return _item.text.contains(text, autoescape=True)
+        # SQLite's own functions know the cases of ASCII letters only.
+        return func.instr(func.casefold(_item.text), text.casefold()) > 0
     return _item.text.icontains(text, autoescape=True)
 
 

@@ -36,6 +36,23 @@ def ids(clinic: Clinic, who: Account, **wanted: Any) -> list[str]:
     return [row.record_id for row in finding.find(clinic.db, who.id, Search(number=1, **wanted)).found]
 
 
+def test_letters_beyond_ascii_are_found_in_both_cases(clinic: Clinic) -> None:
+    lea = clinic.person("Lea", Role.MANAGER)
+    rounds.open_round(clinic.db, 1, state=RoundState.OPEN, rehearsal=False, actor="flow")
+    texts = {"r0": "Ärztin für die Übelkeit 100%", "r1": "ÜBELKEIT seit gestern", "r2": "nothing of the kind"}
+    items = [
+        QueueItem(record_id=name, purpose=Purpose.SELECTED, seen=Seen.ASSISTED, priority=0.0, overlap=1)
+        for name in texts
+    ]
+    rounds.add_items(clinic.db, 1, items, {name: (text, None) for name, text in texts.items()}, "flow")
+
+    assert "r0" in ids(clinic, lea, text="Übelkeit 1")
+    if clinic.db.engine.dialect.name == "sqlite":  # elsewhere the locale of the database decides
+        assert sorted(ids(clinic, lea, text="übelkeit")) == ["r0", "r1"]
+        assert ids(clinic, lea, text="ÄRZTIN FÜR") == ["r0"]
+        assert ids(clinic, lea, text="ü%") == []
+
+
 def test_records_are_found_by_label_confidence_text_and_state(clinic: Clinic) -> None:
     ana, lea = clinic.person("Ana"), clinic.person("Lea", Role.MANAGER)
     filled(clinic)
