@@ -13,9 +13,10 @@ Of the results that name no machine, usual_script ran on the AMD EPYC with AVX2;
 Intel Xeon of 2.1 GHz, with the shipped model still in its Q4_1 layout, and were not measured again since.
 
 On a machine with AVX-512 the engine in the process stands behind llama-bench for a reason that is not the pipeline's:
-`make engines` builds llama-bench for the machine, the xllamacpp wheel holds AVX2 code only. `countersign bench` holds it
-against the bare prefill of the same wheel. On the AMD EPYC, where both have AVX2, engine_limits gave 0.96 for llama-server,
-0.89 in the process and 0.84 for Ollama (measured at 46b6704168; the result is in the history of docs/benchmarks/engine_limits.json).
+`make engines` builds llama-bench for the machine, the xllamacpp wheel holds AVX2 code only. `countersign bench` holds
+it against the bare prefill of the same wheel. On the AMD EPYC, where both have AVX2, engine_limits gave 0.96 for
+llama-server, 0.89 in the process and 0.84 for Ollama (at 46b6704168; see the history of
+docs/benchmarks/engine_limits.json).
 """
 TITLES = {
     "rehearse_ag_news": "Rehearsal: AG News, first 2,000 records (`python -m benchmarks.rehearsals ag_news FILE`)",
