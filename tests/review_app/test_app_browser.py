@@ -172,10 +172,10 @@ def test_the_keyboard_map_opens_and_the_focus_comes_back(
     page.keyboard.press("?")
     assert "Keyboard map" in page.inner_text("dialog[open]")
     page.keyboard.press("Escape")
-    assert page.evaluate("document.activeElement.id") == "text"
+    until(page, "document.activeElement.id === 'text'")
     page.click("#labels [data-label=Billing]")
     page.wait_for_selector("#toast:has-text('Billing saved')")
-    assert page.evaluate("document.activeElement.id") == "text"
+    until(page, "document.activeElement.id === 'text'")
 
 
 def test_answers_given_without_the_server_are_kept_and_saved_later(
