@@ -81,6 +81,7 @@ class Site:
         texts: tuple[str, ...] = TEXTS,
         suggestion: Any = ...,
         confidence: float | None = 0.72,
+        evidence: tuple[dict[str, Any], ...] = (),
     ) -> None:
         rounds.open_round(self.db, number, state=RoundState.OPEN, rehearsal=False, actor="flow")
         items, content = [], {}
@@ -99,8 +100,8 @@ class Site:
             value = SUGGESTED[self.task] if suggestion is ... else suggestion
             if self.task == "entities" and value:
                 value = [{**span, "quote": text[span["start"] : span["end"]]} for span in value]
-            told = None if value is None else {"value": value, "confidence": confidence, "by": "llm"}
-            content[f"r{i}"] = (text, told)
+            told = {"value": value, "confidence": confidence, "by": "llm", "evidence": list(evidence)}
+            content[f"r{i}"] = (text, None if value is None else told)
         rounds.add_items(self.db, number, items, content, "flow")
 
     def app(self, **settings: Any) -> FastAPI:

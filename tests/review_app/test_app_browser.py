@@ -339,6 +339,20 @@ def test_spans_are_made_extended_and_removed_by_keyboard_exact_to_the_code_point
     site.db.close()
 
 
+def test_what_speaks_for_a_suggestion_is_on_the_screen(
+    site: Site, page: Any, desk: Callable[..., Any]
+) -> None:
+    site.person("Ana")
+    alike = tuple({"text": "A refill of my pills, please. " * 6, "label": "Refill"} for _ in range(3))
+    site.round(2, evidence=alike)
+    desk(site)
+    ready(page)
+    page.set_viewport_size({"width": 1280, "height": 800})
+    page.wait_for_selector("#similar .similar:nth-child(3)")
+    lowest = page.locator("#similar").bounding_box()
+    assert lowest["y"] + lowest["height"] <= page.locator("footer.bar").bounding_box()["y"]
+
+
 def test_spans_by_mouse_cover_whole_characters(tmp_path: Path, page: Any, desk: Callable[..., Any]) -> None:
     site = Site(tmp_path, "entities")
     site.person("Ana")
