@@ -1,10 +1,12 @@
 """Labels against what each real engine can do at most: `python -m benchmarks.engine_limits [--records 16] [--turns 4]`.
 
 Needs `make engines`. On the shipped model, one engine after the other: the labels of `countersign bench` (200-token
-records behind a shared prefix) in turn with that engine's limit. llama-server and the engine in the process are held
-against llama.cpp's own `llama-bench`, which reads as many tokens as a record has behind as many as the prefix has, and
-does nothing else; Ollama against its own word, the time it reports for a fresh prompt of prefix and record less that
-for a fresh prefix, with nothing else to do. Beside it stands what Ollama spends on a request before it computes
+records behind a shared prefix) in turn with two limits. *Its limit*: llama-server and the engine in the process are
+held against llama.cpp's own `llama-bench`, which reads as many tokens as a record has behind as many as the prefix
+has, and does nothing else; for the engine in the process it is built with the instructions that the xllamacpp wheel
+has, not with all that this machine has. Ollama is held against its own word: the time it reports for a fresh prompt
+of prefix and record less that for a fresh prefix, with nothing else to do. *Bare prefill*: the same prompts through
+the same engine and route, no label asked. Beside Ollama stands what it spends on a request before it computes
 anything. Prints one JSON object; the shares are uncached prompt tokens a second over the limit's.
 """
 
@@ -34,15 +36,29 @@ SLOTS = 4
 TIMEOUT_S = 300.0
 
 
-def llama_bench(weights: Path) -> Callable[[Pace], None]:
+def llama_bench(weights: Path, tool: str) -> Callable[[Pace, Workload], None]:
     """Prefill by llama.cpp's own tool: as many tokens as a record has behind as many as the prefix has."""
-    tool = built("llama-bench")
-    assert tool is not None, "run `make engines` first"
-    command = [tool, "-m", weights, "-p", "230", "-d", str(PREFIX_TOKENS), "-n", "0", "-r", "3"]
-    command += ["-t", str(all_cores()), "-o", "json"]
+    binary = built(tool)
+    assert binary is not None, "run `make engines` first"
 
-    def measure(pace: Pace) -> None:
-        done = subprocess.run(command, capture_output=True, check=True)
+    def measure(pace: Pace, work: Workload) -> None:
+        fresh = round(work.labelled.tokens / work.scored)
+        command = [
+            binary,
+            "-m",
+            weights,
+            "-p",
+            str(fresh),
+            "-d",
+            str(work.prefix_tokens),
+            "-n",
+            "0",
+            "-r",
+            "3",
+        ]
+        done = subprocess.run(
+            [*command, "-t", str(all_cores()), "-o", "json"], capture_output=True, check=True
+        )
         (row,) = json.loads(done.stdout)
         for sample_ns in row["samples_ns"]:
             pace.add(int(row["n_prompt"]), sample_ns / 1e9)
@@ -50,7 +66,7 @@ def llama_bench(weights: Path) -> Callable[[Pace], None]:
     return measure
 
 
-def ollamas_word(url: str, before: list[float]) -> Callable[[Pace], None]:
+def ollamas_word(url: str, before: list[float]) -> Callable[[Pace, Workload], None]:
     """Tokens of a record behind a prefix and their seconds, as Ollama itself counts and times them; two a turn."""
     dice = random.Random(2)
 
@@ -66,7 +82,7 @@ def ollamas_word(url: str, before: list[float]) -> Callable[[Pace], None]:
         before.append(reply["load_duration"] / 1e9)
         return int(reply["prompt_eval_count"]), reply["prompt_eval_duration"] / 1e9
 
-    def measure(pace: Pace) -> None:
+    def measure(pace: Pace, work: Workload) -> None:
         for _ in range(2):
             whole, prefix = ask(PREFIX_TOKENS + RECORD_TOKENS), ask(PREFIX_TOKENS)
             pace.add(whole[0] - prefix[0], whole[1] - prefix[1])
@@ -74,13 +90,16 @@ def ollamas_word(url: str, before: list[float]) -> Callable[[Pace], None]:
     return measure
 
 
-def measured(engine: Engine, limit: Callable[[Pace], None], records: int, turns: int) -> dict[str, Any]:
-    """Labels and the engine's limit in turn."""
+def measured(
+    engine: Engine, limit: Callable[[Pace, Workload], None], records: int, turns: int
+) -> dict[str, Any]:
+    """Labels, the engine's limit and its bare prefill in turn."""
     try:
         work, most = Workload(engine), Pace()
         for _ in range(turns):
-            limit(most)
             work.labels(records)
+            limit(most, work)
+            work.prefill(records)
         identity = engine.identity()
     finally:
         engine.close()
@@ -94,6 +113,8 @@ def measured(engine: Engine, limit: Callable[[Pace], None], records: int, turns:
         "tokens_per_s": round(work.labelled.per_s, 1),
         "limit_tokens_per_s": round(most.per_s, 1),
         "share_of_limit": round(work.labelled.per_s / most.per_s, 3),
+        "bare_prefill_tokens_per_s": round(work.bare.per_s, 1),
+        "share_of_bare_prefill": round(work.labelled.per_s / work.bare.per_s, 3),
     }
 
 
@@ -108,9 +129,12 @@ def main() -> None:
     answer: dict[str, Any] = {"benchmark": "engine_limits"}
     with local_llama_server(weights, slots=SLOTS, context=CONTEXT) as url:
         engine = LlamaServer(EngineConnection(url, timeout_s=TIMEOUT_S), digest="unknown")
-        answer["llama-server against llama-bench"] = measured(engine, llama_bench(weights), records, turns)
+        answer["llama-server against llama-bench"] = measured(
+            engine, llama_bench(weights, "llama-bench"), records, turns
+        )
     embedded = EmbeddedEngine(weights, context=CONTEXT, slots=SLOTS, threads=None)
-    answer["in the process against llama-bench"] = measured(embedded, llama_bench(weights), records, turns)
+    own = "llama-bench-avx2" if built("llama-bench-avx2") else "llama-bench"
+    answer[f"in the process against {own}"] = measured(embedded, llama_bench(weights, own), records, turns)
     with (
         tempfile.TemporaryDirectory(prefix="countersign-benchmark-") as scratch,
         local_ollama(Path(scratch), slots=SLOTS) as running,

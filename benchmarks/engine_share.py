@@ -4,9 +4,8 @@ Two measurements in turn on the same engine in this process, with the shipped de
 speed can change by half within a minute:
 
 - the pre_annotate flow with its task, shards and tables, under a real Prefect server;
-- before each of its shards, and after the last, bare prefill: prompts of 256 fresh tokens, one new token, as many in
-  flight as there are slots, nothing else done. The flow's clock stands still meanwhile, and until its prefix is
-  cached again.
+- before each of its shards, and after the last, bare prefill: 256 fresh tokens behind the flow's own prefix, as many in
+  flight as there are slots, nothing else done. The flow's clock stands still meanwhile.
 
 Prints one JSON object: tokens a second of both (uncached tokens only), their ratio, and Prefect's share of the flow's
 wall time (what is neither scoring nor writing suggestions).
@@ -49,17 +48,15 @@ def bare_prefill(engine: Engine, prompt: Prompt) -> float:
     words = engine.token_ids(
         " the patient asks for a visit next week because of pain and would like to know more"
     )
-    prompts = [Tokens(tuple(dice.choices(words, k=PREFILL_TOKENS)), "") for _ in range(BARE_PROMPTS)]
+    prefix = engine.tokenize(prompt.prefix).ids
+    prompts = [Tokens(prefix + tuple(dice.choices(words, k=PREFILL_TOKENS)), "") for _ in range(BARE_PROMPTS)]
     started = time.perf_counter()
     with ThreadPoolExecutor(engine.slots) as pool:
-        replies = list(
-            pool.map(
-                lambda entry: engine.score(entry[1], prompt.codes, slot=entry[0] % engine.slots),
-                enumerate(prompts),
-            )
+        read = pool.map(
+            lambda turn: engine.prefill(prompts[turn], slot=turn % engine.slots), range(BARE_PROMPTS)
         )
-    seconds = time.perf_counter() - started
-    return sum(reply.tokens_sent - reply.tokens_cached for reply in replies) / seconds
+        fresh = sum(sent - cached for sent, cached in read)
+    return fresh / (time.perf_counter() - started)
 
 
 def pipeline(root: Path, engine: Engine, prompt: Prompt) -> dict[str, Any]:
@@ -78,7 +75,6 @@ def pipeline(root: Path, engine: Engine, prompt: Prompt) -> dict[str, Any]:
         nonlocal paused
         began = time.perf_counter()
         bare.append(bare_prefill(engine, prompt))
-        engine.warm(engine.tokenize(prompt.prefix))
         paused += time.perf_counter() - began
         return as_it_is(*arguments, **settings)
 

@@ -35,13 +35,25 @@ if [ "$what" != llama-server ] && [ ! -x "$out/bin/ollama" ]; then
     CGO_CPPFLAGS="-I$out/src/llama.cpp/vendor" CGO_CFLAGS="$fast" CGO_CXXFLAGS="$fast" \
     go install -ldflags "-X github.com/ollama/ollama/version.Version=$OLLAMA" "github.com/ollama/ollama@v$OLLAMA"
 fi
-if [ "$what" != ollama ] && [ ! -x "$out/bin/llama-server" ]; then
+configure() {
   source_tree
-  echo "building llama-server and llama-bench (some minutes) ..." >&2
-  cmake -S "$out/src/llama.cpp" -B "$out/src/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON \
+  cmake -S "$out/src/llama.cpp" -B "$out/src/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
     -DCMAKE_C_FLAGS="$no_amx" -DCMAKE_CXX_FLAGS="$no_amx" \
-    -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DBUILD_SHARED_LIBS=OFF >/dev/null
+    -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DBUILD_SHARED_LIBS=OFF "$@" >/dev/null
+}
+
+if [ "$what" != ollama ] && [ ! -x "$out/bin/llama-server" ]; then
+  echo "building llama-server and llama-bench (some minutes) ..." >&2
+  configure -DGGML_NATIVE=ON
   cmake --build "$out/src/build" --target llama-server llama-bench >/dev/null
   cp "$out"/src/build/bin/llama-server "$out"/src/build/bin/llama-bench "$out/bin/"
+fi
+# The limit of the engine in the process: the xllamacpp wheel holds AVX2 code only, whatever the machine has.
+if [ "$what" != ollama ] && [ "$(uname -m)" = x86_64 ] && [ ! -x "$out/bin/llama-bench-avx2" ]; then
+  echo "building llama-bench with AVX2 only (a minute) ..." >&2
+  configure -DGGML_NATIVE=OFF -DGGML_SSE42=ON -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_BMI2=ON -DGGML_FMA=ON \
+    -DGGML_F16C=ON
+  cmake --build "$out/src/build" --target llama-bench >/dev/null
+  cp "$out/src/build/bin/llama-bench" "$out/bin/llama-bench-avx2"
 fi
 ls "$out/bin"

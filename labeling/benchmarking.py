@@ -42,7 +42,14 @@ class Pace:
 
 
 class Workload:
-    """Labels of fresh records of about 200 tokens behind a shared prefix, and bare prefill of as many fresh tokens.
+    """Labels of fresh records of about 200 tokens behind a shared prefix, and bare prefill of the same behind the same.
+
+    Attributes:
+        prefix_tokens: Tokens of the shared prefix.
+        labelled: Pace of the labels.
+        bare: Pace of the bare prefill.
+        scored: Records labelled.
+        set_aside: Records without a label.
 
     Raises:
         EngineUnavailable: the engine stopped answering.
@@ -55,7 +62,7 @@ class Workload:
         self._prompt = Prompt(
             PromptTemplate("bench", ""), _codes(engine), (), prefix, f"\nThe label is one of {names}.\nLabel:"
         )
-        self._prefix, _ = engine.prefill(engine.tokenize(prefix), slot=0)
+        self.prefix_tokens, _ = engine.prefill(engine.tokenize(prefix), slot=0)
         engine.warm(engine.tokenize(prefix))
         self.labelled, self.bare = Pace(), Pace()
         self.scored = self.set_aside = 0
@@ -67,28 +74,28 @@ class Workload:
         started = time.perf_counter()
         outcome = score_batch(self._engine, self._prompt, texts, on_record=on_record)
         seconds = time.perf_counter() - started
-        cached = (
-            sum(row.tokens_cached for row in outcome.scored)
-            if self._engine.counts
-            else self._prefix * len(outcome.scored)
-        )
-        self.labelled.add(sum(row.tokens_sent for row in outcome.scored) - cached, seconds)
+        fresh = sum(self._fresh(row.tokens_sent, row.tokens_cached) for row in outcome.scored)
+        self.labelled.add(fresh, seconds)
         self.scored += len(outcome.scored)
         self.set_aside += len(outcome.set_aside)
 
     def prefill(self, count: int) -> None:
-        """Reads so many prompts with nothing else done: no two share a beginning."""
-        texts = [f"{self._dice.random()} {_words(self._dice, RECORD_TOKENS)}\nLabel:" for _ in range(count)]
+        """Reads so many such prompts with nothing else done: fresh words behind the shared prefix."""
+        before, behind = self._prompt.prefix, self._prompt.cue
+        texts = [f"{before}{_words(self._dice, RECORD_TOKENS)}{behind}" for _ in range(count)]
         prompts = [self._engine.tokenize(text) for text in texts]
 
         def ask(turn: int) -> int:
-            sent, cached = self._engine.prefill(prompts[turn], slot=turn % self._engine.slots)
-            return sent - cached
+            return self._fresh(*self._engine.prefill(prompts[turn], slot=turn % self._engine.slots))
 
         started = time.perf_counter()
         with ThreadPoolExecutor(self._engine.slots) as pool:
             tokens = sum(pool.map(ask, range(count)))
         self.bare.add(tokens, time.perf_counter() - started)
+
+    def _fresh(self, sent: int, cached: int) -> int:
+        """Tokens computed; an engine that does not tell what it had cached had the prefix."""
+        return sent - (cached if self._engine.counts else self.prefix_tokens)
 
 
 def bench(
