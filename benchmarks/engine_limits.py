@@ -1,4 +1,5 @@
-"""Labels against what each real engine can do at most: `python -m benchmarks.engine_limits [--records 16] [--turns 4]`.
+"""Labels against what each real engine can do at most: `python -m benchmarks.engine_limits [--records 16] [--turns 4]
+[--layers-times 4]`.
 
 Needs `make engines`. On the shipped model, one engine after the other: the labels of `countersign bench` (200-token
 records behind a shared prefix) in turn with two limits. *Its limit*: llama-server and the engine in the process are
@@ -7,7 +8,9 @@ has, and does nothing else; for the engine in the process it is built with the i
 has, not with all that this machine has. Ollama is held against its own word: the time it reports for a fresh prompt
 of prefix and record less that for a fresh prefix, with nothing else to do. *Bare prefill*: the same prompts through
 the same engine and route, no label asked. Beside Ollama stands what it spends on a request before it computes
-anything. Prints one JSON object; the shares are uncached prompt tokens a second over the limit's.
+anything: with a model so small that counts, so Ollama is measured once more with a model of `--layers-times` as many
+layers, the shipped one's repeated, which stands in for the size that clients use (its labels mean nothing). Prints
+one JSON object; the shares are uncached prompt tokens a second over the limit's.
 """
 
 import argparse
@@ -20,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import httpx
 
 from deployments.engine_servers import built, local_llama_server, local_ollama
@@ -27,7 +31,7 @@ from labeling.benchmarking import PREFIX_TOKENS, RECORD_TOKENS, WORDS, Pace, Wor
 from labeling.engines.embedded import EmbeddedEngine, all_cores
 from labeling.engines.http import EngineConnection
 from labeling.engines.llama_server import LlamaServer
-from labeling.engines.model_files import model_file
+from labeling.engines.model_files import model_file, rewrite_gguf
 from labeling.engines.ollama_server import OllamaServer
 from labeling.engines.protocol import Engine
 
@@ -118,11 +122,38 @@ def measured(
     }
 
 
+def ollama(scratch: Path, weights: Path, records: int, turns: int) -> dict[str, Any]:
+    """A fresh Ollama with this model."""
+    with local_ollama(scratch, slots=SLOTS) as running:
+        running.create("worker", weights)
+        connection = EngineConnection(running.url, timeout_s=TIMEOUT_S)
+        engine = OllamaServer(connection, model="worker", context=CONTEXT, slots=None)
+        before: list[float] = []
+        row = measured(engine, ollamas_word(running.url, before), records, turns)
+        return {**row, "s_before_it_computes": round(statistics.median(before), 3)}
+
+
+def deeper(weights: Path, target: Path, *, times: int) -> None:
+    """The model with each of its layers so many times one after the other: as slow as a model of that size."""
+
+    def stored(tensor: gguf.ReaderTensor) -> list[Any]:
+        data, quantization = tensor.data, tensor.tensor_type
+        if not tensor.name.startswith("blk."):
+            return [(tensor.name, data, quantization)]
+        _, layer, name = tensor.name.split(".", 2)
+        return [(f"blk.{int(layer) * times + copy}.{name}", data, quantization) for copy in range(times)]
+
+    field = gguf.GGUFReader(weights).get_field("llama.block_count")
+    assert field is not None, weights
+    rewrite_gguf(weights, target, numbers={"llama.block_count": times * int(field.contents())}, stored=stored)
+
+
 def main() -> None:
     """Command line of this benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=16, help="a turn")
     parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--layers-times", type=int, default=4)
     options = parser.parse_args()
     records, turns = options.records, options.turns
     weights = model_file("smollm2-135m-instruct")
@@ -135,17 +166,13 @@ def main() -> None:
     embedded = EmbeddedEngine(weights, context=CONTEXT, slots=SLOTS, threads=None)
     own = "llama-bench-avx2" if built("llama-bench-avx2") else "llama-bench"
     answer[f"in the process against {own}"] = measured(embedded, llama_bench(weights, own), records, turns)
-    with (
-        tempfile.TemporaryDirectory(prefix="countersign-benchmark-") as scratch,
-        local_ollama(Path(scratch), slots=SLOTS) as running,
-    ):
-        running.create("worker", weights)
-        connection = EngineConnection(running.url, timeout_s=TIMEOUT_S)
-        ollama = OllamaServer(connection, model="worker", context=CONTEXT, slots=None)
-        before: list[float] = []
-        row = measured(ollama, ollamas_word(running.url, before), records, turns)
-        row["s_before_it_computes"] = round(statistics.median(before), 3)
-        answer["Ollama against its own word"] = row
+    with tempfile.TemporaryDirectory(prefix="countersign-benchmark-") as scratch:
+        answer["Ollama against its own word"] = ollama(Path(scratch), weights, records, turns)
+    with tempfile.TemporaryDirectory(prefix="countersign-benchmark-") as scratch:
+        deep = Path(scratch) / "deep.gguf"
+        deeper(weights, deep, times=options.layers_times)
+        name = f"Ollama against its own word, {options.layers_times} times the layers"
+        answer[name] = ollama(Path(scratch), deep, -(-records // 2), turns)
     print(json.dumps(answer, indent=2))
 
 
