@@ -9,14 +9,13 @@ HEAD = """# Measured figures
 Every figure here was printed by a command in `benchmarks/` and is stored in `docs/benchmarks/`; this page is written
 by `python -m benchmarks.page`, all of it anew by `make benchmarks`. The machines were virtual ones without a GPU, whose
 neighbours make speeds vary by a fifth and more from run to run; ratios are of figures measured in turn in one run.
-Of the results that name no machine, usual_script ran on the AMD EPYC with AVX2; the rehearsals and the ladder ran on an
-Intel Xeon of 2.1 GHz, with the shipped model still in its Q4_1 layout, and were not measured again since.
 
-On a machine with AVX-512 the engine in the process stands behind llama-bench for a reason that is not the pipeline's:
-`make engines` builds llama-bench for the machine, the xllamacpp wheel holds AVX2 code only. `countersign bench` holds
-it against the bare prefill of the same wheel. On the AMD EPYC, where both have AVX2, engine_limits gave 0.96 for
-llama-server, 0.89 in the process and 0.84 for Ollama (at 46b6704168; see the history of
-docs/benchmarks/engine_limits.json).
+Three things explain figures that look odd. Ollama spends some 35 ms on each request before it computes anything (it reads
+the model's header anew) and some 10 ms on log-probabilities: beside the shipped model, which reads a record in a third
+of a second, that is more than a tenth of its time whoever asks it, beside a model of the size that clients use it is
+little (engine_limits has both). The engine in the process is held against a llama-bench built with AVX2 only, since
+that is all that the xllamacpp wheel holds; the servers are built for the machine. engine_share labels short messages of
+50 tokens, and most of its six labels are so unlikely for this model that each record needs a second call.
 """
 TITLES = {
     "rehearse_ag_news": "Rehearsal: AG News, first 2,000 records (`python -m benchmarks.rehearsals ag_news FILE`)",
@@ -32,6 +31,7 @@ TITLES = {
     "ladder": "What each step adds, three data sets "
     "(`python -m benchmarks.ladder AG_NEWS_FILE SMS_FILE BANKING77_TRAIN BANKING77_TEST`)",
     "cascade": "What a cascade saves and costs, AG News, three rounds (`python -m benchmarks.cascade FILE`)",
+    "copilot": "The co-pilot: how soon, how often right, AG News (`python -m benchmarks.copilot FILE`)",
     "review_queue": "Review queue, decide and next (`python -m benchmarks.review_queue`)",
 }
 

@@ -66,6 +66,7 @@ def main() -> None:
         for name, (dataset, file) in DATA.items():
             run(name, ["-m", "benchmarks.rehearsals", dataset, str(Path(data) / file)])
         run("cascade", ["-m", "benchmarks.cascade", str(Path(data) / "ag_news" / "test.parquet")])
+        run("copilot", ["-m", "benchmarks.copilot", str(Path(data) / "ag_news" / "test.parquet")])
         run("ladder", ["-m", "benchmarks.ladder", *(str(Path(data) / file) for file in LADDER)])
         if built("ollama") and built("llama-server"):
             run(
