@@ -9,8 +9,8 @@ has, not with all that this machine has. Ollama is held against its own word: th
 of prefix and record less that for a fresh prefix, with nothing else to do. *Bare prefill*: the same prompts through
 the same engine and route, no label asked. Beside Ollama stands what it spends on a request before it computes
 anything: with a model so small that counts, so Ollama is measured once more with a model of `--layers-times` as many
-layers, the shipped one's repeated, which stands in for the size that clients use (its labels mean nothing). Prints
-one JSON object; the shares are uncached prompt tokens a second over the limit's.
+layers, which stands in for the size that clients use: those added compute as much and change nothing. Prints one
+JSON object; the shares are uncached prompt tokens a second over the limit's.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from typing import Any
 
 import gguf
 import httpx
+import numpy as np
 
 from deployments.engine_servers import built, local_llama_server, local_ollama
 from labeling.benchmarking import PREFIX_TOKENS, RECORD_TOKENS, WORDS, Pace, Workload
@@ -134,14 +135,18 @@ def ollama(scratch: Path, weights: Path, records: int, turns: int) -> dict[str, 
 
 
 def deeper(weights: Path, target: Path, *, times: int) -> None:
-    """The model with each of its layers so many times one after the other: as slow as a model of that size."""
+    """The model with so many times its layers, which says what it said: the new ones add zero to what passes them."""
 
     def stored(tensor: gguf.ReaderTensor) -> list[Any]:
         data, quantization = tensor.data, tensor.tensor_type
         if not tensor.name.startswith("blk."):
             return [(tensor.name, data, quantization)]
         _, layer, name = tensor.name.split(".", 2)
-        return [(f"blk.{int(layer) * times + copy}.{name}", data, quantization) for copy in range(times)]
+        added = np.zeros_like(data) if name in ("attn_output.weight", "ffn_down.weight") else data
+        return [
+            (f"blk.{int(layer) * times + copy}.{name}", added if copy else data, quantization)
+            for copy in range(times)
+        ]
 
     field = gguf.GGUFReader(weights).get_field("llama.block_count")
     assert field is not None, weights
