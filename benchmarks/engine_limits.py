@@ -8,9 +8,8 @@ has, and does nothing else; for the engine in the process it is built with the i
 has, not with all that this machine has. Ollama is held against its own word: the time it reports for a fresh prompt
 of prefix and record less that for a fresh prefix, with nothing else to do. *Bare prefill*: the same prompts through
 the same engine and route, no label asked. Beside Ollama stands what it spends on a request before it computes
-anything: with a model so small that counts, so Ollama is measured once more with a model of `--layers-times` as many
-layers, which stands in for the size that clients use: those added compute as much and change nothing. Prints one
-JSON object; the shares are uncached prompt tokens a second over the limit's.
+anything, and Ollama is measured once more with a model of `--layers-times` as many layers, which stands in for the
+size that clients use: those added compute as much and change nothing. Prints one JSON object; the shares are uncached prompt tokens a second over the limit's.
 """
 
 import argparse
