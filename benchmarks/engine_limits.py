@@ -9,7 +9,8 @@ has, not with all that this machine has. Ollama is held against its own word: th
 of prefix and record less that for a fresh prefix, with nothing else to do. *Bare prefill*: the same prompts through
 the same engine and route, no label asked. Beside Ollama stands what it spends on a request before it computes
 anything, and Ollama is measured once more with a model of `--layers-times` as many layers, which stands in for the
-size that clients use: those added compute as much and change nothing. Prints one JSON object; the shares are uncached prompt tokens a second over the limit's.
+size that clients use: those added compute as much and change nothing. Prints one JSON object; the shares are uncached
+prompt tokens a second over the limit's.
 """
 
 import argparse
