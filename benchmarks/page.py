@@ -10,12 +10,14 @@ Every figure here was printed by a command in `benchmarks/` and is stored in `do
 by `python -m benchmarks.page`, all of it anew by `make benchmarks`. The machines were virtual ones without a GPU, whose
 neighbours make speeds vary by a fifth and more from run to run; ratios are of figures measured in turn in one run.
 
-Three things about figures that look odd. Ollama gives some 0.85 of its own word whatever is changed: as much with 1,
-2 or 4 slots, with 4 to 16 requests in flight, with a model of four times the layers, and for the same prompts with no
-label asked (share_of_bare_prefill is near 1), so the loss is not the pipeline's; why it is there is not known. The
-engine in the process is held against a llama-bench built with AVX2 only, since that is all that the xllamacpp wheel
-holds; the servers are built for the machine. engine_share labels short messages of 50 tokens, and most of its six
-labels are so unlikely for this model that each record needs a second call.
+Three things about figures that look odd. The shares of engine_limits swing by 0.05 and more from run to run: three
+runs of one night on one machine gave llama-server 0.94, 0.83 and 0.89, the engine in the process 0.91, 0.92 and 0.89,
+Ollama 0.85, 0.82 and 0.84 (with four times the layers 0.84 and 0.92). Ollama gives as much with 1, 2 or 4 slots, with
+4 to 16 requests in flight and with no label asked (share_of_bare_prefill is near 1), so its loss is not the
+pipeline's; how much of it is the time it spends on each request before it computes is not settled. The engine in the
+process is held against a llama-bench built with AVX2 only, since that is all that the xllamacpp wheel holds; the
+servers are built for the machine. engine_share labels short messages of 50 tokens, and most of its six labels are so
+unlikely for this model that each record needs a second call.
 """
 TITLES = {
     "rehearse_ag_news": "Rehearsal: AG News, first 2,000 records (`python -m benchmarks.rehearsals ag_news FILE`)",
