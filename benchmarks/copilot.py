@@ -23,7 +23,6 @@ from benchmarks.rehearsals import labelled_project
 from labeling.copilot import Copilot, Recent, exemplars_for
 from labeling.database.copilot import MOST_RECENT
 from labeling.intervals import wilson
-from labeling.paths import ProjectFolder
 from labeling.project_file import load_project
 
 TEMPLATES = ("builtin:plain", "builtin:definitions")
@@ -35,8 +34,7 @@ def measured(template: str, source: Path, *, records: int, folder: Path) -> dict
     labelled_project(
         "ag_news", source, records=records, folder=folder, sections={"prompts": {"files": [template]}}
     )
-    project, _ = load_project(folder)
-    copilot = Copilot(project, ProjectFolder(folder))
+    copilot = Copilot(*load_project(folder))
     rows = pl.read_parquet(source).head(records).select("record_id", "text", "label").rows()
     copilot.suggest(1, "opens the engine", rows[0][1], [])
     recent: list[Recent] = []

@@ -48,22 +48,9 @@ def llama_bench(weights: Path, tool: str) -> Callable[[Pace, Workload], None]:
 
     def measure(pace: Pace, work: Workload) -> None:
         fresh = round(work.labelled.tokens / work.scored)
-        command = [
-            binary,
-            "-m",
-            weights,
-            "-p",
-            str(fresh),
-            "-d",
-            str(work.prefix_tokens),
-            "-n",
-            "0",
-            "-r",
-            "3",
-        ]
-        done = subprocess.run(
-            [*command, "-t", str(all_cores()), "-o", "json"], capture_output=True, check=True
-        )
+        sizes = ["-p", str(fresh), "-d", str(work.prefix_tokens), "-n", "0", "-r", "3"]
+        command = [binary, "-m", weights, *sizes, "-t", str(all_cores()), "-o", "json"]
+        done = subprocess.run(command, capture_output=True, check=True)
         (row,) = json.loads(done.stdout)
         for sample_ns in row["samples_ns"]:
             pace.add(int(row["n_prompt"]), sample_ns / 1e9)
