@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from labeling.database import accounts
 from labeling.database.accounts import Account, Right
+from review_app.serving import serve_what_the_file_says
 from schemas.errors import Forbidden
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
@@ -51,10 +52,13 @@ def needs(what: Right | Open) -> Callable[[Endpoint], Endpoint]:
 async def gatekeeper(request: Request) -> None:
     """Let the request through, or raise; leaves the account in `request.state.account`.
 
+    Before anything else the app takes what the project file says by now.
+
     Raises:
         NotLoggedIn: It takes a session and there is none.
         Forbidden: The role may not, or the CSRF token does not fit.
     """
+    serve_what_the_file_says(request.app)
     access = ACCESS.get(request.scope["endpoint"])
     if access is None:
         raise _forbidden(request, "a page that nobody was given")

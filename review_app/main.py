@@ -11,16 +11,15 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from labeling.copilot import Copilot
 from labeling.database.connection import open_database
 from labeling.database.queue import CheckValue, DecisionConflict
 from labeling.paths import ProjectFolder
-from labeling.task_types import task_type
 from review_app import api, batches, copilot, pages, records, schema
 from review_app import settings as own_settings
 from review_app.access import NotLoggedIn, gatekeeper
 from review_app.board import LiveFigures
 from review_app.guard import LOOPBACK, Guard
+from review_app.serving import serve
 from schemas.errors import (
     Forbidden,
     GateRefused,
@@ -40,7 +39,7 @@ class AppSettings:
     """What one review app serves.
 
     Attributes:
-        project: The project as its file says.
+        project: The project as its file said at the start.
         folder: Where it lives; SQLite's file is in it.
         database_url: PostgreSQL address; None means SQLite.
         local_user: Offer the one user without a password. Only on loopback; the login page says so.
@@ -93,11 +92,8 @@ def create_app(settings: AppSettings) -> FastAPI:
         lifespan=lifespan,
         dependencies=[Depends(gatekeeper)],
     )
-    task = task_type(settings.project)
     app.state.settings = settings
-    app.state.task = task
-    app.state.copilot = Copilot(settings.project, settings.folder)
-    app.state.check_value = settings.check_value or task.check
+    serve(app, settings.project)
     app.include_router(api.router)
     app.include_router(pages.router)
     app.include_router(records.router)

@@ -1,7 +1,6 @@
 """The lead's page for labels, definitions and guideline: no YAML needed, every version kept and compared."""
 
 import difflib
-from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Form, Request
@@ -12,9 +11,9 @@ from starlette.datastructures import FormData
 from labeling.database import accounts, settings
 from labeling.database.accounts import Right
 from labeling.schema_editing import SchemaDraft, draft_of, labels_from_form, save_schema
-from labeling.task_types import task_type
 from review_app.access import needs
 from review_app.pages import problem_page, render
+from review_app.serving import serve
 from schemas.errors import LabelingError, ProjectError
 from schemas.project import Label
 from schemas.values import TaskType
@@ -63,8 +62,7 @@ def save(
     except LabelingError as error:
         problem = error
     else:
-        request.app.state.settings = replace(app, project=project)
-        request.app.state.task = task_type(project)
+        serve(request.app, project)
         return RedirectResponse("/schema?saved=true", 303)
     return _page(request, draft, problem=problem, note=note)
 

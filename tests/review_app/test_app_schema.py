@@ -51,6 +51,51 @@ def test_what_is_saved_is_in_the_file_and_on_the_pages_at_once(site: Site, lead:
     assert '<tr class="added">' in difference and "Complaint" in difference
 
 
+def answered(client: TestClient, value: str) -> int:
+    (item,) = client.get("/api/next").json()["items"]
+    sent = {
+        "assignment_id": item["assignment_id"],
+        "idempotency_key": f"key-{value}-{item['version']:06d}",
+        "expected_version": item["version"],
+        "action": "correct",
+        "value": value,
+        "seconds": 1.0,
+    }
+    return int(client.post("/api/decisions", json=sent).status_code)
+
+
+def test_a_label_added_in_the_browser_is_an_answer_at_once(
+    site: Site, lead: TestClient, browserless: Callable[..., TestClient]
+) -> None:
+    form = fields(site, label=[*site.labels, "Complaint"])
+    for column in ("definition", "word", "examples"):
+        form[column] = [*form[column], ""]
+    assert send(lead, form).headers["location"] == "/schema?saved=true"
+    site.round()
+    site.person("Ana")
+
+    assert answered(browserless("Ana"), "Complaint") == 200
+
+
+def test_what_another_process_or_an_editor_writes_is_served_without_a_restart(
+    site: Site, lead: TestClient, browserless: Callable[..., TestClient]
+) -> None:
+    site.round()
+    site.person("Ana")
+    ana = browserless("Ana")
+    file = site.folder.root / "project.yaml"
+    before = file.read_text("utf-8")
+    assert answered(ana, "Complaint") == 422
+
+    file.write_text(before[: len(before) // 2] + "\n  : broken", "utf-8")
+    assert site.labels[0] in ana.get("/review").text  # half written: what stood there is served on
+
+    file.write_text(before.replace("name: Billing", "name: Complaint"), "utf-8")
+    page = ana.get("/review").text
+    assert "Complaint" in page and ">Billing<" not in page
+    assert answered(ana, "Complaint") == 200
+
+
 def test_a_refusal_keeps_what_was_typed_and_says_what_to_do(site: Site, lead: TestClient) -> None:
     form = fields(site, label=["Appointment", "appointment", "", ""], instruction="Only typed so far")
 

@@ -1,0 +1,49 @@
+"""What the app serves of the project file. The file stays the truth, whoever writes it.
+
+The page for labels, an editor and another app process all write that one file. Each app looks at its stamp with every
+request and serves what it says from then on, without a restart.
+"""
+
+from dataclasses import replace
+
+from fastapi import FastAPI
+
+from labeling.copilot import Copilot
+from labeling.paths import ProjectFolder
+from labeling.project_file import load_project
+from labeling.task_types import task_type
+from schemas.errors import LabelingError
+from schemas.project import Project
+
+
+def serve(app: FastAPI, project: Project) -> None:
+    """Serve this project: its labels, what is a legal answer, the co-pilot's prompt."""
+    state = app.state
+    task = task_type(project)
+    state.settings = replace(state.settings, project=project)
+    state.task = task
+    state.check_value = state.settings.check_value or task.check
+    state.copilot = Copilot(project, state.settings.folder)
+    state.stamp = _stamp(state.settings.folder)
+
+
+def serve_what_the_file_says(app: FastAPI) -> None:
+    """Serve the project file if it changed; one that cannot be read, half written say, leaves all as it was."""
+    folder: ProjectFolder = app.state.settings.folder
+    stamp = _stamp(folder)
+    if stamp is None or stamp == app.state.stamp:
+        return
+    app.state.stamp = stamp  # before it is read: a broken file is read once, and again when it is mended
+    try:
+        project, _ = load_project(folder.root)
+    except (LabelingError, OSError):
+        return
+    serve(app, project)
+
+
+def _stamp(folder: ProjectFolder) -> tuple[int, int, int] | None:
+    try:
+        found = (folder.root / "project.yaml").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
