@@ -4,6 +4,7 @@ Great Expectations is imported inside `check` (3 s of CPU). Record texts never e
 so that no result can carry a text out. An expectation that raised is told apart from one that failed.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -154,6 +155,8 @@ def check(frames: Mapping[str, pl.DataFrame], rules: Sequence[_Rule]) -> list[Ch
     import great_expectations as gx
     import great_expectations.expectations as gxe
 
+    # It raises its own level to INFO and would tell the user about its scratch folders.
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
     source = context.data_sources.add_pandas("release")
