@@ -29,7 +29,11 @@ def prefect_at(url: str) -> Iterator[None]:
     before = dict(os.environ)
     os.environ.update(prefect_environment(url))
     try:
-        yield
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        # Prefect reads the environment once a process; of every further server it must be told.
+        with temporary_settings({PREFECT_API_URL: f"{url}/api"}):
+            yield
     finally:
         os.environ.clear()
         os.environ.update(before)
