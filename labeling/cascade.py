@@ -14,7 +14,7 @@ from labeling.calibration import CorrectnessFit, CorrectnessModel, entropy, fit_
 from labeling.paths import ProjectFolder
 from labeling.record_store import Vectors, record_ids, records_table, stream_records
 from labeling.score_store import ScoreStore
-from labeling.selection import simple_random_sample
+from labeling.selection import self_test_sample, simple_random_sample
 from labeling.students import Stack, StackFit
 from schemas.plan import Plan
 from schemas.project import Project
@@ -84,19 +84,21 @@ def _alone(stack: Stack, parts: Mapping[str, Floats]) -> tuple[Floats, dict[str,
 def left_to_student(project: Project, folder: ProjectFolder, plan: Plan, vectors: Vectors | None) -> set[str]:
     """Records that the plan does not send to the language model; none where it has no cascade.
 
-    Reviewed records are always sent: the student was trained on them, so that its confidence there means nothing, and
-    later rounds learn from them what the language model's scores are worth.
+    The engine's self-test asks its records anyway. Reviewed records are always sent: the student was trained on them,
+    so that its confidence there means nothing, and later rounds learn from them what the language model's scores are
+    worth.
     """
     if plan.cascade is None or plan.stack is None or vectors is None:
         return set()
     stack = Stack.from_json(plan.stack["model"])
     model = CorrectnessModel.from_json(plan.cascade.confidence)
-    asked = random_share(project, record_ids(project, folder)) | set(plan.stack["reference_ids"])
+    ids = record_ids(project, folder)
+    asked = random_share(project, ids) | {*self_test_sample(ids, project.seed), *plan.stack["reference_ids"]}
     left: set[str] = set()
     for _, frame in stream_records(project, folder, []):
-        ids = [record_id for record_id in frame["record_id"].to_list() if record_id not in asked]
-        if ids:
-            parts = stack.parts_proba(vectors.of(ids))
+        open_ids = [record_id for record_id in frame["record_id"].to_list() if record_id not in asked]
+        if open_ids:
+            parts = stack.parts_proba(vectors.of(open_ids))
             sure = student_confidence(stack, model, parts) >= plan.cascade.threshold
-            left.update(record_id for record_id, is_sure in zip(ids, sure, strict=True) if is_sure)
+            left.update(record_id for record_id, is_sure in zip(open_ids, sure, strict=True) if is_sure)
     return left

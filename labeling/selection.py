@@ -23,6 +23,7 @@ CLUSTER_ON_AT_MOST = 10_000
 DENSITY_NEIGHBOURS = 10
 DENSITY_REFERENCES = 2_000
 LEAST_SURE_POOL = 600
+SELF_TEST_RECORDS = 20
 
 
 def cold_start(
@@ -131,6 +132,11 @@ def simple_random_sample(ids: Sequence[str], k: int, seed: int) -> list[str]:
     wanted = _wanted(k, len(ids))
     ordered = sorted(ids, key=lambda record_id: hashlib.sha256(f"{seed}|{record_id}".encode()).hexdigest())
     return ordered[:wanted]
+
+
+def self_test_sample(record_ids: Sequence[str], seed: int) -> list[str]:
+    """The records that the engine's self-test asks at the start of each round, whatever the round's plan says."""
+    return simple_random_sample(record_ids, SELF_TEST_RECORDS, seed)
 
 
 def _wanted(k: int, n: int) -> int:

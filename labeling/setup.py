@@ -20,7 +20,7 @@ from labeling.paths import ProjectFolder
 from labeling.prompts import Prompt, bind, label_codes, load_template
 from labeling.record_store import record_ids, rows_of, texts_of
 from labeling.score_store import ScoreStore, register, score_missing
-from labeling.selection import simple_random_sample
+from labeling.selection import self_test_sample, simple_random_sample
 from labeling.storage import read_json, write_json
 from labeling.suggesting import Suggester
 from schemas.errors import SourceError
@@ -29,7 +29,6 @@ from schemas.project import Project
 from schemas.values import Value
 
 STRENGTHS = (0.0, 1.0)
-SELF_TEST_RECORDS = 20
 
 
 def draw_sample(project: Project, folder: ProjectFolder) -> list[str]:
@@ -370,7 +369,7 @@ def keep_self_test(
         if not failed and told["engine"] == engine.identity().as_dict():
             return warnings_of(told)
     lists = label_lists(project, folder, engine, prompt)
-    ids = simple_random_sample(record_ids(project, folder), SELF_TEST_RECORDS, _sample_seed(project))
+    ids = self_test_sample(record_ids(project, folder), _sample_seed(project))
     own = prompt if lists is None else lists.prompt_for(ids[0])
     points = self_test(engine, own, digest=project.engine.digest)
     if not any(point.critical and point.passed is False for point in points):
@@ -383,7 +382,7 @@ def keep_self_test(
 def _labels_first(
     project: Project, folder: ProjectFolder, engine: Engine, prompt: Prompt, ids: Sequence[str]
 ) -> Point:
-    """Asks the first records of the sample, which are asked anyway; their scores are kept like all others."""
+    """Asks the first records of the sample, which no plan leaves out; their scores are kept like all others."""
     store = register(project, folder, engine, prompt)
     texts = texts_of(project, folder, ids)
     first = asked = 0
