@@ -442,9 +442,10 @@ def _confusion(confusion: Confusion) -> str:
             f'<tr><th scope="row">{escape(label)}</th>{cells}<td class="number">{support:,}</td>'
             f'<td class="number">{recall}</td></tr>'
         )
-    table = (
-        f'<div class="scroll"><table class="confusion"><thead><tr><th>settled \\ suggested</th>{head}'
-        f"<th>records</th><th>found</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    table = _scrolling(
+        "Which labels are mixed up",
+        f'<table class="confusion"><thead><tr><th>settled \\ suggested</th>{head}'
+        f"<th>records</th><th>found</th></tr></thead><tbody>{''.join(rows)}</tbody></table>",
     )
     text = "Rows are the settled labels, columns what was suggested; shading is the share of the row."
     return _card("Which labels are mixed up", text, table + _worst_pairs(confusion))
@@ -498,14 +499,17 @@ def _agreement(measures: Sequence[AgreementRow] | None, pairwise: Pairwise | Non
             f"<th>from {lowest:.0f} to 1</th>"
             '<th class="number">95 % interval</th><th class="number">records</th></tr>'
         )
-        table = (
-            f"<div class='scroll'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
-        )
+        table = _scrolling("Agreement", f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>")
     text = (
         "All but raw agreement are corrected for chance: 1 is complete agreement, 0 is what guessing gives. "
         "Computed on records that several people labelled independently."
     )
     return _card("Do people agree?", text, table + (_pairwise(pairwise) if pairwise else ""))
+
+
+def _scrolling(name: str, table: str) -> str:
+    """A table that scrolls sideways where it is too wide, with the keyboard too."""
+    return f'<div class="scroll" role="region" aria-label="{escape(name)}" tabindex="0">{table}</div>'
 
 
 def _pairwise(pairwise: Pairwise) -> str:
@@ -521,9 +525,9 @@ def _pairwise(pairwise: Pairwise) -> str:
             for j, value in enumerate(row)
         )
         rows.append(f'<tr><th scope="row">{escape(rater)}</th>{cells}</tr>')
-    return (
-        '<h3 class="below">Two by two (Cohen\'s kappa)</h3><div class="scroll"><table class="confusion">'
-        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    return '<h3 class="below">Two by two (Cohen\'s kappa)</h3>' + _scrolling(
+        "Agreement, two by two",
+        f'<table class="confusion"><thead><tr><td></td>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>',
     )
 
 
@@ -558,7 +562,7 @@ def _annotators(annotators: Sequence[AnnotatorRow]) -> str:
     return _card(
         "People",
         text,
-        f"<div class='scroll'><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>",
+        _scrolling("People", f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"),
     )
 
 
@@ -576,7 +580,7 @@ def _findings(findings: Sequence[FindingRow]) -> str:
         "Where a second look pays. Screening, not a verdict: most flags about people have innocent reasons."
     )
     head = "<thead><tr><th>what</th><th>record</th><th>why</th><th>outcome</th></tr></thead>"
-    table = f'<div class="scroll"><table class="findings">{head}<tbody>{rows}</tbody></table></div>'
+    table = _scrolling("Findings", f'<table class="findings">{head}<tbody>{rows}</tbody></table>')
     return _card("Findings", text, f'<p class="chips">{chips}</p>{table}{more}')
 
 

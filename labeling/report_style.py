@@ -130,7 +130,7 @@ td.number .quiet { font-size: 13px; }
 }
 details { margin-top: 8px; font-size: 14px; }
 summary { cursor: pointer; color: var(--accent); }
-summary:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+summary:focus-visible, .scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 details table { max-width: 420px; }
 footer { color: var(--quiet); font-size: 13px; max-width: 80ch; }
 @media (max-width: 600px) {

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from report_figures import full_report
 
 from labeling.report import ReportFigures, render_report
 
@@ -55,78 +56,8 @@ class Page(HTMLParser):
         return " ".join("".join(self.words).split())
 
 
-def full() -> ReportFigures:
-    """Every section filled, with invented figures."""
-    return {
-        "project": "Clinic inbox",
-        "round": 2,
-        "generated_at": "21 November 2026, 14:05",
-        "rehearsal": True,
-        "summary": ["Round 2 can be signed: nothing is open.", "Two labels are still mixed up."],
-        "facts": [("Task", "classification"), ("Model", "SmolLM2-135M-Instruct Q4_1")],
-        "tiles": [
-            {"label": "Accuracy", "figure": {"value": 0.912, "low": 0.861, "high": 0.946, "n": 180}},
-            {"label": "Records", "figure": {"value": 12_340.0}, "kind": "count", "note": "of 3 sources"},
-            {"label": "Agreement", "figure": {"value": None, "undefined_because": "one annotator only"}},
-        ],
-        "guarantee": {
-            "statement": "With 95 % confidence at most 5 % of all labels are wrong.",
-            "limit": 0.05,
-            "audited": 300,
-            "auto_accepted": 8100,
-            "human_error": {"value": 0.02, "low": 0.01, "high": 0.04, "n": 120},
-        },
-        "accuracy_by_round": [
-            {"round": 1, "value": 0.72, "low": 0.65, "high": 0.78, "n": 180},
-            {"round": 2, "value": 0.91, "low": 0.86, "high": 0.95, "n": 180},
-            {"round": 3, "value": None, "undefined_because": "not reviewed yet"},
-        ],
-        "classes": [
-            {"label": "appointment", "count": 76, "auto_accepted": 40},
-            {"label": "urgent", "count": 54, "auto_accepted": 0},
-        ],
-        "calibration": {
-            "log_loss": {"value": 0.31, "n": 300},
-            "brier": {"value": 0.09, "n": 300},
-            "auroc": {"value": None, "undefined_because": "only right reviewed"},
-            "reliability": [
-                {"mean_confidence": 0.4, "right": {"value": 0.45, "low": 0.3, "high": 0.6, "n": 40}},
-                {"mean_confidence": 0.9, "right": {"value": 0.95, "low": 0.8, "high": 0.99, "n": 41}},
-            ],
-            "risk_coverage": [{"coverage": 0.5, "risk": 0.01}, {"coverage": 1.0, "risk": 0.09}],
-        },
-        "confusion": {"labels": ["appointment", "urgent"], "counts": [[70, 6], [3, 51]]},
-        "agreement": [
-            {"name": "krippendorff_alpha", "value": 0.81, "low": 0.74, "high": 0.87, "n": 120, "raters": 3},
-            {"name": "cohen_kappa", "value": None, "undefined_because": "found 3 annotators", "n": 0},
-        ],
-        "pairwise": {"raters": ["Ana", "Ben"], "cells": [[None, 0.8], [0.8, None]]},
-        "seconds_per_record": [4.0, 5.5, 6.0, 8.2, 11.0, 95.0],
-        "annotators": [
-            {"name": "Ana", "records": 120, "median_s": 6.5, "blind": {"value": 0.94, "n": 40}},
-            {"name": "Ben", "records": 90, "median_s": None},
-        ],
-        "findings": [
-            {
-                "record_id": "msg-0042",
-                "kind": "label_error",
-                "score": 0.97,
-                "sentence": "The label may be a slip.",
-                "evidence": ["urgent: 93 %"],
-            },
-            {
-                "record_id": None,
-                "kind": "fatigue",
-                "score": 3.1,
-                "sentence": "Ana gets faster.",
-                "evidence": [],
-            },
-        ],
-    }
-
-
 def test_a_full_report_is_well_formed_and_refers_to_nothing_outside() -> None:
-    html = render_report(full())
+    html = render_report(full_report())
     page = Page(html)
     assert page.references == []
     assert not {"script", "link", "img", "iframe", "object", "form"} & set(page.tags)
@@ -136,7 +67,7 @@ def test_a_full_report_is_well_formed_and_refers_to_nothing_outside() -> None:
 
 
 def test_the_figures_are_written_with_their_interval_and_n() -> None:
-    text = Page(render_report(full())).text
+    text = Page(render_report(full_report())).text
     assert "91 % 86 % to 95 %, n = 180" in text
     assert "12,340" in text and "of 3 sources" in text
     assert "0.81" in text and "0.74 to 0.87" in text
@@ -145,22 +76,22 @@ def test_the_figures_are_written_with_their_interval_and_n() -> None:
 
 
 def test_undefined_figures_say_so_and_why() -> None:
-    text = Page(render_report(full())).text
+    text = Page(render_report(full_report())).text
     for reason in ("one annotator only", "only right reviewed", "found 3 annotators", "not reviewed yet"):
         assert re.search(rf"undefined\W*{reason}", text), reason
     assert "None" not in text and "nan" not in text.lower().split()
 
 
 def test_a_rehearsal_is_stamped_and_a_real_round_is_not() -> None:
-    stamped = render_report(full())
+    stamped = render_report(full_report())
     assert 'class="rehearsal"' in stamped and "<title>Rehearsal: Clinic inbox</title>" in stamped
-    real = render_report({**full(), "rehearsal": False})
+    real = render_report({**full_report(), "rehearsal": False})
     assert 'class="rehearsal"' not in real and "<title>Clinic inbox</title>" in real
 
 
 def test_text_from_outside_cannot_become_markup() -> None:
     nasty = "\"><script>alert(1)</script><img src=x onerror=y>&'"
-    figures = full()
+    figures = full_report()
     figures["project"] = nasty
     figures["summary"] = [nasty]
     figures["facts"] = [(nasty, nasty)]
@@ -210,7 +141,7 @@ def test_a_misspelt_section_is_refused() -> None:
 
 
 def test_only_the_first_findings_are_listed_and_all_are_counted() -> None:
-    figures = full()
+    figures = full_report()
     figures["findings"] = [
         {"record_id": f"r{i}", "kind": "label_error", "score": 1.0, "sentence": "s", "evidence": []}
         for i in range(100)

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from fastapi import FastAPI
+from report_figures import full_report
 from review_site import Server, Site
 from screen import finished, log_in, ready, saved, until
 
 from labeling.database import accounts, chain, pools, queue, rounds
+from labeling.report import render_report
 from schemas.review import Role, SignOff
 
 HOSTILE = (
@@ -590,6 +592,21 @@ def test_no_page_has_a_serious_accessibility_finding_or_scrolls_sideways(
     page.wait_for_selector(".batch-list")
     page.keyboard.press("Space")
     look(page, "a batch")
+    context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_has_no_serious_accessibility_finding_and_does_not_scroll_sideways(
+    chromium: Any, scheme: str
+) -> None:
+    context = chromium.new_context(color_scheme=scheme)
+    page = context.new_page()
+    # Not from the app, whose policy for reports lets no script run, axe neither.
+    page.set_content(render_report(full_report()))
+    for width in (1280, 820, 375):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, width
+        look(page, f"the report {width}")
     context.close()
 
 
