@@ -19,7 +19,7 @@ from review_app import settings as own_settings
 from review_app.access import NotLoggedIn, gatekeeper
 from review_app.board import LiveFigures
 from review_app.guard import LOOPBACK, Guard
-from review_app.serving import serve
+from review_app.serving import serve, stamp_of
 from schemas.errors import (
     Forbidden,
     GateRefused,
@@ -93,6 +93,7 @@ def create_app(settings: AppSettings) -> FastAPI:
         dependencies=[Depends(gatekeeper)],
     )
     app.state.settings = settings
+    app.state.stamp = stamp_of(settings.folder)
     serve(app, settings.project)
     app.include_router(api.router)
     app.include_router(pages.router)

@@ -13,7 +13,6 @@ from labeling.database.accounts import Right
 from labeling.schema_editing import SchemaDraft, draft_of, labels_from_form, save_schema
 from review_app.access import needs
 from review_app.pages import problem_page, render
-from review_app.serving import serve
 from schemas.errors import LabelingError, ProjectError
 from schemas.project import Label
 from schemas.values import TaskType
@@ -54,15 +53,12 @@ def save(
     draft = draft_of(app.project, app.folder)
     try:
         draft = _draft(form, draft.task)
-        project, _ = save_schema(
-            db, app.folder, draft, by=request.state.account.id, note=note.strip(), seen=seen
-        )
+        save_schema(db, app.folder, draft, by=request.state.account.id, note=note.strip(), seen=seen)
     except ValidationError as error:
         problem: LabelingError = _said(error)
     except LabelingError as error:
         problem = error
     else:
-        serve(request.app, project)
         return RedirectResponse("/schema?saved=true", 303)
     return _page(request, draft, problem=problem, note=note)
 

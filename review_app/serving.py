@@ -24,16 +24,15 @@ def serve(app: FastAPI, project: Project) -> None:
     state.task = task
     state.check_value = state.settings.check_value or task.check
     state.copilot = Copilot(project, state.settings.folder)
-    state.stamp = _stamp(state.settings.folder)
 
 
 def serve_what_the_file_says(app: FastAPI) -> None:
     """Serve the project file if it changed; one that cannot be read, half written say, leaves all as it was."""
     folder: ProjectFolder = app.state.settings.folder
-    stamp = _stamp(folder)
+    stamp = stamp_of(folder)
     if stamp is None or stamp == app.state.stamp:
         return
-    app.state.stamp = stamp  # before it is read: a broken file is read once, and again when it is mended
+    app.state.stamp = stamp  # before it is read: what is written meanwhile is read at the next request
     try:
         project, _ = load_project(folder.root)
     except (LabelingError, OSError):
@@ -41,7 +40,8 @@ def serve_what_the_file_says(app: FastAPI) -> None:
     serve(app, project)
 
 
-def _stamp(folder: ProjectFolder) -> tuple[int, int, int] | None:
+def stamp_of(folder: ProjectFolder) -> tuple[int, int, int] | None:
+    """What tells one writing of the project file from another; None where it is missing."""
     try:
         found = (folder.root / "project.yaml").stat()
     except OSError:
