@@ -237,8 +237,8 @@ def render_report(figures: ReportFigures) -> str:
         _calibration(figures["calibration"], _limit(figures)) if "calibration" in figures else "",
         _confusion(figures["confusion"]) if "confusion" in figures else "",
         _agreement(figures.get("agreement"), figures.get("pairwise")),
-        _annotators(figures["annotators"]) if "annotators" in figures else "",
-        _times(figures["seconds_per_record"]) if "seconds_per_record" in figures else "",
+        _annotators(figures["annotators"], rehearsal) if "annotators" in figures else "",
+        _times(figures["seconds_per_record"], rehearsal) if "seconds_per_record" in figures else "",
         _findings(figures["findings"]) if "findings" in figures else "",
     ]
     body = "\n".join(section for section in sections if section)
@@ -531,14 +531,16 @@ def _pairwise(pairwise: Pairwise) -> str:
     )
 
 
-def _times(seconds: Sequence[float]) -> str:
-    if not seconds:
-        return _card("Time per record", "", '<p class="undefined">undefined: no decision has been timed</p>')
+def _times(seconds: Sequence[float], rehearsal: bool) -> str:
+    # How fast the simulation answers says nothing of people.
+    missing = "nobody read a record in a rehearsal" if rehearsal else "no decision has been timed"
+    if rehearsal or not seconds:
+        return _card("Time per record", "", f'<p class="undefined">undefined: {missing}</p>')
     ordered = sorted(seconds)
     facts = (
         ("Half of the records take at most", f"{plain(quantile(ordered, 0.5))} s"),
         ("Nine of ten take at most", f"{plain(quantile(ordered, 0.9))} s"),
-        ("All together", f"{plain(sum(seconds) / 3600)} hours"),
+        ("All together", _worked(sum(seconds))),
     )
     side = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
     chart = histogram(seconds, unit="s", name="time per record")
@@ -546,10 +548,10 @@ def _times(seconds: Sequence[float]) -> str:
     return _card("Time per record", text, f'<div class="beside">{chart}<dl class="facts">{side}</dl></div>')
 
 
-def _annotators(annotators: Sequence[AnnotatorRow]) -> str:
+def _annotators(annotators: Sequence[AnnotatorRow], rehearsal: bool) -> str:
     rows = "".join(
         f'<tr><th scope="row">{escape(row["name"])}</th><td class="number">{row["records"]:,}</td>'
-        f'<td class="number">{_seconds(row.get("median_s"))}</td>'
+        f'<td class="number">{_seconds(None if rehearsal else row.get("median_s"))}</td>'
         f"<td class='number'>{_inline_html(row.get('blind'), 'share')}</td>"
         f"<td class='number'>{_inline_html(row.get('assisted'), 'share')}</td></tr>"
         for row in annotators
@@ -679,6 +681,13 @@ def _plain_between(low: float | None, high: float | None) -> str:
 
 def _seconds(value: float | None) -> str:
     return "–" if value is None else f"{plain(value)} s"
+
+
+def _worked(seconds: float) -> str:
+    """Working time as people say it: "42 s", "12 minutes", "3.3 hours"."""
+    if seconds < 90:
+        return f"{plain(seconds)} s"
+    return f"{plain(seconds / 60)} minutes" if seconds < 5400 else f"{plain(seconds / 3600)} hours"
 
 
 _REHEARSAL = (

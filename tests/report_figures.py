@@ -9,7 +9,7 @@ def full_report() -> ReportFigures:
         "project": "Clinic inbox",
         "round": 2,
         "generated_at": "21 November 2026, 14:05",
-        "rehearsal": True,
+        "rehearsal": False,
         "summary": ["Round 2 can be signed: nothing is open.", "Two labels are still mixed up."],
         "facts": [("Task", "classification"), ("Model", "SmolLM2-135M-Instruct Q4_1")],
         "tiles": [

@@ -83,10 +83,19 @@ def test_undefined_figures_say_so_and_why() -> None:
 
 
 def test_a_rehearsal_is_stamped_and_a_real_round_is_not() -> None:
-    stamped = render_report(full_report())
+    stamped = render_report({**full_report(), "rehearsal": True})
     assert 'class="rehearsal"' in stamped and "<title>Rehearsal: Clinic inbox</title>" in stamped
-    real = render_report({**full_report(), "rehearsal": False})
+    real = render_report(full_report())
     assert 'class="rehearsal"' not in real and "<title>Clinic inbox</title>" in real
+
+
+def test_times_are_told_of_people_and_not_of_a_simulation() -> None:
+    figures: ReportFigures = {**full_report(), "seconds_per_record": [4.0, 6.0, 9.0] * 200}
+    real = Page(render_report(figures)).text
+    assert "6.5 s" in real and re.search(r"All together\W*63 minutes", real)
+    rehearsed = Page(render_report({**figures, "rehearsal": True})).text
+    assert re.search(r"undefined\W*nobody read a record in a rehearsal", rehearsed)
+    assert "6.5 s" not in rehearsed and "All together" not in rehearsed
 
 
 def test_text_from_outside_cannot_become_markup() -> None:
