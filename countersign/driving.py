@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from countersign.output import say
 from deployments.services import QUIET_ENVIRONMENT, prefect_environment, start_prefect_server
 from labeling.database.opening import project_database
 from labeling.paths import ProjectFolder
@@ -25,13 +26,38 @@ def prefect_running() -> Iterator[str]:
     server = start_prefect_server()
     os.environ.update(prefect_environment(server.url))
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
-    quiet = logging.getLogger("httpx")
-    quiet.setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    _log_for_people()
     try:
         yield server.url
     finally:
         _flush_logs()
         server.stop()
+
+
+class _Indented(logging.Formatter):
+    """What a flow says, under the line of its phase; the level only where somebody should look."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = super().format(record)
+        return f"  {told}" if record.levelno <= logging.INFO else f"  {record.levelname}: {told}"
+
+
+def _not_of_the_engine(record: logging.LogRecord) -> bool:
+    """Leaves out how Prefect's engine begins and ends each run; its UI keeps that."""
+    return record.levelno > logging.INFO or record.module not in ("flow_engine", "task_engine")
+
+
+def _log_for_people() -> None:
+    """Makes this terminal show what our flows say, and not Prefect's own bookkeeping; the server gets all of it."""
+    from prefect.logging.configuration import ensure_logging_setup
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    ensure_logging_setup()
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.setFormatter(_Indented())
+            handler.addFilter(_not_of_the_engine)
 
 
 def _flush_logs() -> None:
@@ -96,6 +122,7 @@ def drive(root: Path, *, until: str | None, only_round: int | None) -> dict[str,
         ):
             done = answer or {"phase": "iterate", "round": where.round - 1}
             return {**done, "state": "finished", "waiting_for": []}
+        say(f"Round {where.round}, phase {where.phase}")
         answer = run_phase(where.phase, folder.root, where.round)
         if answer["state"] == "waiting":
             break

@@ -76,7 +76,12 @@ class ResumesPatiently:
         async def keep(message: Any) -> None:
             told.append(message)
 
-        await self.app(dict(scope), receive_again, keep)
+        try:
+            await self.app(dict(scope), receive_again, keep)
+        except Exception:
+            # Starlette raises again what it has answered for; passed on, a 503 would reach the lead as a bare 500.
+            if not told:
+                raise
         return told
 
 

@@ -211,9 +211,10 @@ def start_prefect_server(port: int = PREFECT_PORT) -> Service:
     users = paths.services() / "prefect.users"
     use = Use(users)
     noted = service("prefect")
-    if noted is not None and answers(f"{noted['url']}/api/health"):
-        at = int(noted["url"].rpartition(":")[2])
-        return Service("prefect", noted["url"], None, lambda: start_prefect_server(at), use)
+    if noted is not None:
+        port = int(noted["url"].rpartition(":")[2])  # after a crash, too, the address that people know
+        if answers(f"{noted['url']}/api/health"):
+            return Service("prefect", noted["url"], None, lambda: start_prefect_server(port), use)
     port = free_port(port)
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "deployments.prefect_server", "--port", str(port), "--users", str(users)]

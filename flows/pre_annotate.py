@@ -20,7 +20,14 @@ def pre_annotate(run: PreAnnotateRun) -> dict[str, Any]:
         if step["left"] <= 0:
             break
     counts = suggest(run.project, round_number)
-    get_run_logger().info("round %d: %s", round_number, counts)
+    get_run_logger().info(
+        "round %d: suggestions for %d of %d records (%d by the student alone), %d set aside",
+        round_number,
+        counts["suggested"],
+        counts["records"],
+        counts["student_alone"],
+        counts["rejected"],
+    )
     return {
         "phase": "pre_annotate",
         "round": round_number,

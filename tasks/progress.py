@@ -52,11 +52,12 @@ class Progress:
         """`pre-annotation: 420 of 2,000 · 5.1/s · about 5 min left`."""
         spent = time.monotonic() - self._started
         pace = (self._done - self._start_done) / spent if spent > 0 else 0.0
-        if self._total is None:
-            return f"{self._what}: {self._done:,} · {pace:.1f}/s"
-        left = (self._total - self._done) / pace if pace > 0 else None
-        eta = "" if left is None else f" · about {_duration(left)} left"
-        return f"{self._what}: {self._done:,} of {self._total:,} · {pace:.1f}/s{eta}"
+        told = f"{self._what}: {self._done:,}" + ("" if self._total is None else f" of {self._total:,}")
+        if pace > 0:
+            told += f" · {pace:.1f}/s"
+            left = 0 if self._total is None else self._total - self._done
+            told += f" · about {_duration(left / pace)} left" if left > 0 else ""
+        return told
 
     def finish(self) -> None:
         """The last line and a full artifact."""

@@ -24,6 +24,7 @@ class Installation:
 
     home: Path
     url: str
+    said: str = ""  # on stderr by the last command
 
     @property
     def environment(self) -> dict[str, str]:
@@ -40,6 +41,7 @@ class Installation:
             timeout=280,
             check=False,
         )
+        self.said = done.stderr
         assert check is None or done.returncode == check, (done.returncode, done.stdout, done.stderr[-3000:])
         return done.returncode, json.loads(done.stdout)
 

@@ -4,20 +4,35 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.responses import Response
+
 from deployments.prefect_server import ResumesPatiently
 
 
+class Locked(Exception):
+    """Stands for the database that is locked."""
+
+
 class Busy:
-    """Answers 503 so many times, then 200; remembers the bodies it was sent."""
+    """Fails so many times, for which Starlette answers 503 as in Prefect's server; remembers the bodies it was sent."""
 
     def __init__(self, times: int) -> None:
         self.times, self.bodies = times, list[bytes]()
+        self.app = ServerErrorMiddleware(self._route, handler=self._busy)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
+
+    async def _route(self, scope: Any, receive: Any, send: Any) -> None:
         self.bodies.append((await receive())["body"])
-        status = 503 if len(self.bodies) <= self.times else 200
-        await send({"type": "http.response.start", "status": status, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+        if len(self.bodies) <= self.times:
+            raise Locked
+        await Response()(scope, receive, send)
+
+    async def _busy(self, request: Any, error: Exception) -> Response:
+        return Response(status_code=503)
 
 
 def status_of(app: Any, path: str) -> int:
@@ -30,10 +45,9 @@ def status_of(app: Any, path: str) -> int:
         told.append(message)
 
     # In a thread: a browser test before this one leaves an event loop in the main one.
+    scope = {"type": "http", "method": "POST", "path": path, "headers": []}
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(
-            asyncio.run, app({"type": "http", "method": "POST", "path": path}, receive, send)
-        ).result()
+        pool.submit(asyncio.run, app(scope, receive, send)).result()
     assert len(told) == 2
     return int(told[0]["status"])
 
@@ -55,5 +69,14 @@ def test_a_server_that_stays_busy_says_so_in_the_end() -> None:
 def test_nothing_else_is_sent_twice() -> None:
     server = Busy(1)
 
-    assert status_of(ResumesPatiently(server, wait_s=0.0), "/api/flow_runs/1/set_state") == 503
+    with pytest.raises(Locked):
+        status_of(ResumesPatiently(server, wait_s=0.0), "/api/flow_runs/1/set_state")
     assert len(server.bodies) == 1
+
+
+def test_an_error_without_an_answer_is_not_hidden() -> None:
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError("no answer was begun")
+
+    with pytest.raises(RuntimeError, match="no answer was begun"):
+        status_of(ResumesPatiently(broken), "/api/flow_runs/1/resume")

@@ -152,6 +152,12 @@ def test_a_gold_column_answers_for_the_sample_and_run_goes_on_to_the_review(
 
     assert (code, answer["phase"], answer["state"]) == (3, "review", "waiting")
     assert any("least sure" in wait for wait in answer["waiting_for"])
+    said = installation.said.splitlines()
+    assert [line for line in said if line.startswith("Round ")] == [
+        f"Round 1, phase {phase}" for phase in ("setup", "pre_annotate", "review")
+    ]
+    assert "  round 1: suggestions for 60 of 60 records (0 by the student alone), 0 set aside" in said
+    assert "Finished in state" not in installation.said, "Prefect's own bookkeeping is for its UI"
 
 
 def test_run_until_a_phase_that_is_done_runs_nothing(installation: Any, lettered: Callable[..., Any]) -> None:
