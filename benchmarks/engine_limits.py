@@ -4,10 +4,10 @@
 Needs `make engines`. On the shipped model, one engine after the other: the labels of `countersign bench` (200-token
 records behind a shared prefix) in turn with two limits. *Its limit*: llama-server and the engine in the process are
 held against llama.cpp's own `llama-bench`, which reads as many tokens as a record has behind as many as the prefix
-has, and does nothing else; for the engine in the process it is built with the instructions that the xllamacpp wheel
-has, not with all that this machine has. Ollama is held against its own word: the time it reports for a fresh prompt
-of prefix and record less that for a fresh prefix, with nothing else to do. *Bare prefill*: the same prompts through
-the same engine and route, no label asked. Beside Ollama stands what it spends on a request before it computes
+has, and does nothing else; for the engine in the process it runs on the code in the xllamacpp wheel, which is another
+version by another compiler than the servers'. Ollama is held against its own word: the time it reports for a fresh
+prompt of prefix and record less that for a fresh prefix, with nothing else to do. *Bare prefill*: the same prompts
+through the same engine and route, no label asked. Beside Ollama stands what it spends on a request before it computes
 anything, and Ollama is measured once more with a model of `--layers-times` as many layers, which stands in for the
 size that clients use: those added compute as much and change nothing. Prints one JSON object; the shares are uncached
 prompt tokens a second over the limit's.
@@ -18,8 +18,9 @@ import json
 import random
 import statistics
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import gguf
 import httpx
 import numpy as np
 
+from benchmarks.llama_bench_in_wheel import library
 from deployments.engine_servers import built, local_llama_server, local_ollama
 from labeling.benchmarking import PREFIX_TOKENS, RECORD_TOKENS, WORDS, Pace, Workload
 from labeling.engines.embedded import EmbeddedEngine, all_cores
@@ -41,15 +43,13 @@ SLOTS = 4
 TIMEOUT_S = 300.0
 
 
-def llama_bench(weights: Path, tool: str) -> Callable[[Pace, Workload], None]:
+def llama_bench(weights: Path, tool: Sequence[str | Path]) -> Callable[[Pace, Workload], None]:
     """Prefill by llama.cpp's own tool: as many tokens as a record has behind as many as the prefix has."""
-    binary = built(tool)
-    assert binary is not None, "run `make engines` first"
 
     def measure(pace: Pace, work: Workload) -> None:
         fresh = round(work.labelled.tokens / work.scored)
         sizes = ["-p", str(fresh), "-d", str(work.prefix_tokens), "-n", "0", "-r", "3"]
-        command = [binary, "-m", weights, *sizes, "-t", str(all_cores()), "-o", "json"]
+        command = [*tool, "-m", weights, *sizes, "-t", str(all_cores()), "-o", "json"]
         done = subprocess.run(command, capture_output=True, check=True)
         (row,) = json.loads(done.stdout)
         for sample_ns in row["samples_ns"]:
@@ -148,16 +148,20 @@ def main() -> None:
     parser.add_argument("--layers-times", type=int, default=4)
     options = parser.parse_args()
     records, turns = options.records, options.turns
-    weights = model_file("smollm2-135m-instruct")
+    weights, own_tool = model_file("smollm2-135m-instruct"), built("llama-bench")
+    if own_tool is None or library() is None:
+        sys.exit("The real engines are not built: run `make engines`.")
     answer: dict[str, Any] = {"benchmark": "engine_limits"}
     with local_llama_server(weights, slots=SLOTS, context=CONTEXT) as url:
         engine = LlamaServer(EngineConnection(url, timeout_s=TIMEOUT_S), digest="unknown")
         answer["llama-server against llama-bench"] = measured(
-            engine, llama_bench(weights, "llama-bench"), records, turns
+            engine, llama_bench(weights, [own_tool]), records, turns
         )
     embedded = EmbeddedEngine(weights, context=CONTEXT, slots=SLOTS, threads=None)
-    own = "llama-bench-avx2" if built("llama-bench-avx2") else "llama-bench"
-    answer[f"in the process against {own}"] = measured(embedded, llama_bench(weights, own), records, turns)
+    in_wheel = [sys.executable, "-m", "benchmarks.llama_bench_in_wheel"]
+    answer["in the process against llama-bench in the wheel"] = measured(
+        embedded, llama_bench(weights, in_wheel), records, turns
+    )
     with tempfile.TemporaryDirectory(prefix="countersign-benchmark-") as scratch:
         answer["Ollama against its own word"] = ollama(Path(scratch), weights, records, turns)
     with tempfile.TemporaryDirectory(prefix="countersign-benchmark-") as scratch:

@@ -35,25 +35,31 @@ if [ "$what" != llama-server ] && [ ! -x "$out/bin/ollama" ]; then
     CGO_CPPFLAGS="-I$out/src/llama.cpp/vendor" CGO_CFLAGS="$fast" CGO_CXXFLAGS="$fast" \
     go install -ldflags "-X github.com/ollama/ollama/version.Version=$OLLAMA" "github.com/ollama/ollama@v$OLLAMA"
 fi
-configure() {
-  source_tree
-  cmake -S "$out/src/llama.cpp" -B "$out/src/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
-    -DCMAKE_C_FLAGS="$no_amx" -DCMAKE_CXX_FLAGS="$no_amx" \
-    -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DBUILD_SHARED_LIBS=OFF "$@" >/dev/null
-}
 
 if [ "$what" != ollama ] && [ ! -x "$out/bin/llama-server" ]; then
+  source_tree
   echo "building llama-server and llama-bench (some minutes) ..." >&2
-  configure -DGGML_NATIVE=ON
+  cmake -S "$out/src/llama.cpp" -B "$out/src/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
+    -DCMAKE_C_FLAGS="$no_amx" -DCMAKE_CXX_FLAGS="$no_amx" \
+    -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON >/dev/null
   cmake --build "$out/src/build" --target llama-server llama-bench >/dev/null
   cp "$out"/src/build/bin/llama-server "$out"/src/build/bin/llama-bench "$out/bin/"
 fi
-# The limit of the engine in the process: the xllamacpp wheel holds AVX2 code only, whatever the machine has.
-if [ "$what" != ollama ] && [ "$(uname -m)" = x86_64 ] && [ ! -x "$out/bin/llama-bench-avx2" ]; then
-  echo "building llama-bench with AVX2 only (a minute) ..." >&2
-  configure -DGGML_NATIVE=OFF -DGGML_SSE42=ON -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_BMI2=ON -DGGML_FMA=ON \
-    -DGGML_F16C=ON
-  cmake --build "$out/src/build" --target llama-bench >/dev/null
-  cp "$out/src/build/bin/llama-bench" "$out/bin/llama-bench-avx2"
+
+# The limit of the engine in the process: llama-bench of the source that the xllamacpp wheel was made of, on the code in it
+# (benchmarks/llama_bench_in_wheel.py loads the two together).
+wheel=$("$python" -c 'from importlib.metadata import version; print(version("xllamacpp"))')
+bench=$out/bin/llama-bench-$wheel.so
+if [ "$what" != ollama ] && [ ! -e "$bench" ]; then
+  echo "building llama-bench for the xllamacpp wheel (half a minute) ..." >&2
+  rm -rf "$out/src/wheel" && mkdir -p "$out/src/wheel"
+  "$python" -m pip download --quiet --no-deps --no-binary xllamacpp --dest "$out/src/wheel" "xllamacpp==$wheel"
+  tar -xzf "$out"/src/wheel/xllamacpp-*.tar.gz -C "$out/src/wheel"
+  tree=$(echo "$out"/src/wheel/xllamacpp-*/thirdparty/llama.cpp)
+  # Hidden: the standard library's templates in the two must not be taken for each other.
+  "${CXX:-c++}" -O2 -DNDEBUG -std=c++17 -shared -fPIC -fvisibility=hidden -Wl,-Bsymbolic \
+    -I"$tree/include" -I"$tree/ggml/include" -I"$tree/common" -I"$tree/vendor" \
+    "$tree/tools/llama-bench/llama-bench.cpp" "$root/deployments/llama_bench_in_wheel.cpp" -o "$bench.part"
+  mv "$bench.part" "$bench"
 fi
 ls "$out/bin"

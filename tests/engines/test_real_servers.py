@@ -1,13 +1,17 @@
 """One-token labels from the real Ollama, the real llama-server, its OpenAI routes and the engine in the process."""
 
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_projects import ProjectFactory
+from small_projects import ProjectFactory, need
 
+from benchmarks.llama_bench_in_wheel import library
 from deployments.engine_servers import LocalOllama
 from labeling.engines.embedded import EmbeddedEngine
 from labeling.engines.http import EngineConnection
@@ -176,3 +180,19 @@ def _renamed(weights: bytes) -> bytes:
     key = b"general.name"
     at = weights.index(key) + len(key) + 4 + 8  # value type, length
     return weights[:at] + bytes([weights[at] ^ 0x01]) + weights[at + 1 :]
+
+
+def test_llama_bench_runs_on_the_code_in_the_wheel() -> None:
+    need(library() is not None, "llama-bench for the xllamacpp wheel is not built (make engines)")
+    weights = model_file("smollm2-135m-instruct")
+    command = [sys.executable, "-m", "benchmarks.llama_bench_in_wheel", "-m", str(weights)]
+    done = subprocess.run(
+        [*command, "-p", "16", "-n", "0", "-r", "2", "-o", "json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    (row,) = json.loads(done.stdout)
+    assert row["n_prompt"] == 16
+    assert len(row["samples_ns"]) == 2 and min(row["samples_ns"]) > 0
