@@ -39,7 +39,8 @@ from labeling.engines.ollama_server import OllamaServer
 from labeling.engines.protocol import Engine
 
 CONTEXT = 1024
-SLOTS = 4
+SLOTS = 2  # what two cores are best at; Ollama hides a part of what a request costs it behind more
+OLLAMA_SLOTS = 4
 TIMEOUT_S = 300.0
 
 
@@ -112,7 +113,7 @@ def measured(
 
 def ollama(scratch: Path, weights: Path, records: int, turns: int) -> dict[str, Any]:
     """A fresh Ollama with this model."""
-    with local_ollama(scratch, slots=SLOTS) as running:
+    with local_ollama(scratch, slots=OLLAMA_SLOTS) as running:
         running.create("worker", weights)
         connection = EngineConnection(running.url, timeout_s=TIMEOUT_S)
         engine = OllamaServer(connection, model="worker", context=CONTEXT, slots=None)

@@ -14,7 +14,7 @@ Three things about figures that look odd. The shares of engine_limits swing by 0
 of one night on one machine gave llama-server 0.94, 0.83 and 0.89, Ollama 0.85, 0.82 and 0.84 (with four times the
 layers 0.84 and 0.92); two on another machine llama-server 0.90 and 0.98, Ollama 0.91 and 0.87 (0.99 and 0.92); two on a
 third, the second of which is stored, llama-server 0.91 and 0.87, Ollama 0.89 and 0.85 (0.92 and 0.94). The engine in
-the process gave 0.84 to 0.92 in the first five of these, held against a llama-bench of the servers' sources; since the
+the process gave 0.84 to 0.92 in the first six of these, held against a llama-bench of the servers' sources; since the
 stored run it is held against llama-bench on its own code (docs/decisions/0014). Ollama gives as much with 1, 2 or 4
 slots, with 4 to 16 requests in flight and with no label asked (share_of_bare_prefill is near 1), so its loss is not the
 pipeline's: `ollama serve` took about 55 ms of CPU time for each of some 160 requests, on the two cores that compute.
@@ -30,7 +30,7 @@ TITLES = {
     "engine_limits": "Each engine against its own limit (`python -m benchmarks.engine_limits`)",
     "overhead": "Pipeline overhead with an engine that costs nothing (`python -m benchmarks.overhead`)",
     "usual_script": "One-token labels against the usual script, AG News (`python -m benchmarks.usual_script FILE`)",
-    "engines_agree": "The same records through all engines (`python -m benchmarks.engines_agree`)",
+    "engines_agree": "The same records through all engines (`python -m benchmarks.engines_agree FILE`)",
     "endpoints": "Two endpoints against one, and one killed (`python -m benchmarks.endpoints`)",
     "spinning": "The embedded engine beside a busy neighbour (`python -m benchmarks.spinning`)",
     "ladder": "What each step adds, three data sets "

@@ -2,7 +2,7 @@
 
 Rehearsals and the ladder need labelled data of your own: set COUNTERSIGN_BENCHMARK_DATA to a folder that holds
 ag_news/test.parquet, sms_spam/all.parquet, banking77/train.parquet and banking77/test.parquet (columns record_id, text,
-label); without it their last results stay as they are. What compares engines needs the real ones (`make engines`).
+label); without it what needs data keeps its last result. What compares engines needs the real ones (`make engines`).
 """
 
 import json
@@ -60,7 +60,6 @@ def main() -> None:
         run(name, arguments)
     if built("ollama") and built("llama-server"):
         run("engine_limits", ["-m", "benchmarks.engine_limits"])
-        run("engines_agree", ["-m", "benchmarks.engines_agree"])
     data = os.environ.get("COUNTERSIGN_BENCHMARK_DATA")
     if data:
         for name, (dataset, file) in DATA.items():
@@ -69,10 +68,8 @@ def main() -> None:
         run("copilot", ["-m", "benchmarks.copilot", str(Path(data) / "ag_news" / "test.parquet")])
         run("ladder", ["-m", "benchmarks.ladder", *(str(Path(data) / file) for file in LADDER)])
         if built("ollama") and built("llama-server"):
-            run(
-                "usual_script",
-                ["-m", "benchmarks.usual_script", str(Path(data) / "ag_news" / "test.parquet")],
-            )
+            for name in ("usual_script", "engines_agree"):
+                run(name, ["-m", f"benchmarks.{name}", str(Path(data) / "ag_news" / "test.parquet")])
     write_page(RESULTS, ROOT / "docs" / "benchmarks.md")
 
 

@@ -31,7 +31,8 @@ from labeling.scoring import score_batch
 from schemas.project import Project
 
 CONTEXT = 1024
-SLOTS = 4
+SLOTS = 2  # what two cores are best at; Ollama hides a part of what a request costs it behind more
+OLLAMA_SLOTS = 4
 BLOCK = 100
 # A project's own prompt, as its lead would write it after a look at the sample.
 PROMPT = PromptTemplate(
@@ -160,7 +161,7 @@ def main() -> None:
     weights = model_file("smollm2-135m-instruct")
     with (
         tempfile.TemporaryDirectory(prefix="countersign-benchmark-") as scratch,
-        local_ollama(Path(scratch), slots=SLOTS) as ollama,
+        local_ollama(Path(scratch), slots=OLLAMA_SLOTS) as ollama,
         local_llama_server(weights, slots=SLOTS, context=CONTEXT) as url,
     ):
         ollama.create("worker", weights)

@@ -85,12 +85,12 @@ def local_ollama(root: Path, *, slots: int) -> Iterator[LocalOllama]:
 
 
 @contextmanager
-def local_llama_server(weights: Path, *, slots: int, context: int) -> Iterator[str]:
-    """A llama-server of the caller's own; yields its address."""
+def local_llama_server(weights: Path, *, slots: int | None, context: int) -> Iterator[str]:
+    """A llama-server of the caller's own, with its own number of slots for None; yields its address."""
     port = free_port()
     command: list[str | Path] = [paths.engines() / "bin" / "llama-server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--model", weights, "--alias", weights.name]
-    command += ["--ctx-size", str(context * slots)]
-    command += ["--parallel", str(slots), "--offline", "--no-webui"]
+    command += ["--ctx-size", str(context * (slots or 1)), "--offline", "--no-webui"]
+    command += ["--parallel", str(slots)] if slots else []
     with _running(command, f"http://127.0.0.1:{port}/health"):
         yield f"http://127.0.0.1:{port}"

@@ -5,7 +5,7 @@ what is kept is the weights, so a fitted model is a JSON object and never a pick
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Self
 
@@ -63,6 +63,10 @@ class Multinomial:
         result[:, list(self.seen)] = shares * (1 - unseen_mass)
         return result
 
+    def sharpened(self, by: float) -> Self:
+        """The same model with all scores times `by`: surer above 1, the same order of labels."""
+        return replace(self, weights=self.weights * by, intercepts=self.intercepts * by)
+
     def to_json(self) -> dict[str, Any]:
         """The model as JSON-able numbers and lists."""
         return {
@@ -97,6 +101,7 @@ def fit_multinomial(
     labels: Sequence[str],
     inverse_penalty: float,
     standardise: bool = False,
+    balanced: bool = False,
 ) -> Multinomial:
     """Fit on reviewed records.
 
@@ -110,6 +115,7 @@ def fit_multinomial(
         labels: all labels of the project.
         inverse_penalty: C of the L2 penalty; larger fits closer.
         standardise: divide the centred features by their standard deviation; constant columns are left at 0.
+        balanced: every label present weighs the same in all, however many records it has.
 
     Raises:
         ValueError: if there are no records, lengths differ, or a gold label is not a label of the project.
@@ -127,7 +133,12 @@ def fit_multinomial(
     weights = np.zeros((seen.size, matrix.shape[1]))
     intercepts = np.zeros(seen.size)
     if seen.size > 1:
-        regression = LogisticRegression(C=inverse_penalty, max_iter=MAX_ITERATIONS, tol=1e-4)
+        regression = LogisticRegression(
+            C=inverse_penalty,
+            max_iter=MAX_ITERATIONS,
+            tol=1e-4,
+            class_weight="balanced" if balanced else None,
+        )
         # On cores shared with the engine, OpenMP threads spin for each other: 5 to 10 times slower than one
         # thread.
         with _thread_pools().limit(limits=1):

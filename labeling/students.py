@@ -6,7 +6,7 @@ weights are chosen by cross-fitted log-loss. The stack, not the LLM alone, is wh
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, Self
 
@@ -22,9 +22,7 @@ from labeling.calibration import (
 )
 from labeling.multinomial import (
     Multinomial,
-    best_inverse_penalty,
     checked_matrix,
-    cross_fitted,
     fit_multinomial,
     label_codes,
     log_softmax,
@@ -36,13 +34,42 @@ Floats = npt.NDArray[np.float64]
 Vectors = npt.NDArray[np.float32]
 
 FOLDS = 5
-CHOOSE_PENALTY_FROM = 50
+CHOOSE_FROM = 50
 SCALE_LLM_FROM = 50
-INVERSE_PENALTIES = (3.0, 10.0, 30.0)
-DEFAULT_INVERSE_PENALTY = 10.0
+INVERSE_PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)
+SHARPENINGS = (1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
 NEIGHBOURS = 8
 WEIGHT_STEPS = 8
 PARTS = ("student", "llm", "neighbours")
+
+
+@dataclass(frozen=True)
+class StudentSettings:
+    """How a student is fitted.
+
+    Attributes:
+        inverse_penalty: C of the L2 penalty.
+        sharpening: factor of the scores afterwards. The penalty that finds the right label most often leaves the
+            scores too small: choosing it by log-loss alone would choose another.
+        balanced: whether every label weighs the same, however many records it has. The number of records says
+            little about how common a label is where they are few or were picked for their doubt, and the penalty
+            draws the model to the labels that have most.
+    """
+
+    inverse_penalty: float = 3.0
+    sharpening: float = 2.8
+    balanced: bool = True
+
+    def fit(self, features: Floats, gold: Sequence[str], labels: Sequence[str]) -> Multinomial:
+        """The regression on (n, d) unit-length embeddings."""
+        model = fit_multinomial(
+            features,
+            gold,
+            labels=labels,
+            inverse_penalty=self.inverse_penalty,
+            balanced=self.balanced,
+        )
+        return model.sharpened(self.sharpening)
 
 
 @dataclass(frozen=True)
@@ -51,11 +78,11 @@ class Student:
 
     Attributes:
         model: the regression; labels never seen keep probability 1 / (n + number of labels) each.
-        inverse_penalty: C that was used.
+        settings: that were used.
     """
 
     model: Multinomial
-    inverse_penalty: float
+    settings: StudentSettings
 
     def predict_proba(self, embeddings: npt.ArrayLike) -> Floats:
         """Probabilities over all labels of the project, (n, K), from (n, d) embeddings.
@@ -67,12 +94,17 @@ class Student:
 
     def to_json(self) -> dict[str, Any]:
         """The student as JSON-able numbers and lists."""
-        return {"model": self.model.to_json(), "inverse_penalty": self.inverse_penalty}
+        return {"model": self.model.to_json(), "settings": asdict(self.settings)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The student that `to_json` wrote."""
-        return cls(model=Multinomial.from_json(data["model"]), inverse_penalty=float(data["inverse_penalty"]))
+        """The student that `to_json` wrote, now or before it had all of its settings."""
+        told = data.get("settings") or {
+            "inverse_penalty": data["inverse_penalty"],
+            "sharpening": 1.0,
+            "balanced": False,
+        }
+        return cls(model=Multinomial.from_json(data["model"]), settings=StudentSettings(**told))
 
 
 def fit_student(
@@ -80,7 +112,8 @@ def fit_student(
 ) -> Student:
     """Fit a student on reviewed records.
 
-    From 50 records on, C is chosen by stratified cross-validation over 3, 10 and 30; before, it is 10.
+    From 50 records on the settings are chosen by cross-fitted log-loss: C and sharpening together, then whether labels
+    weigh the same. Before, they are the defaults.
 
     Args:
         embeddings: (n, d), n at least 1; rows are normalised here.
@@ -92,14 +125,59 @@ def fit_student(
         ValueError: if there are no records, lengths differ, or a label is unknown.
     """
     features = _unit_rows(embeddings)
-    inverse_penalty = DEFAULT_INVERSE_PENALTY
-    if len(gold) >= CHOOSE_PENALTY_FROM:
-        fold_of = stratified_folds(gold, folds=FOLDS, seed=seed)
-        inverse_penalty = best_inverse_penalty(
-            features, gold, labels=labels, grid=INVERSE_PENALTIES, fold_of=fold_of
+    settings = StudentSettings()
+    if len(gold) >= CHOOSE_FROM:
+        settings = _best_settings(
+            features, gold, labels=labels, fold_of=stratified_folds(gold, folds=FOLDS, seed=seed)
         )
-    model = fit_multinomial(features, gold, labels=labels, inverse_penalty=inverse_penalty)
-    return Student(model=model, inverse_penalty=inverse_penalty)
+    return Student(model=settings.fit(features, gold, labels), settings=settings)
+
+
+def _best_settings(
+    features: Floats, gold: Sequence[str], *, labels: Sequence[str], fold_of: npt.NDArray[np.int64]
+) -> StudentSettings:
+    def tried(penalties: Sequence[float], *, balanced: bool) -> list[tuple[float, StudentSettings]]:
+        return [
+            (float(loss), StudentSettings(penalty, sharpening, balanced))
+            for penalty in penalties
+            for sharpening, loss in zip(
+                SHARPENINGS,
+                _losses_by_sharpening(
+                    features, gold, labels, StudentSettings(penalty, 1.0, balanced), fold_of
+                ),
+                strict=True,
+            )
+        ]
+
+    def least(found: Sequence[tuple[float, StudentSettings]]) -> tuple[float, StudentSettings]:
+        return min(found, key=lambda pair: pair[0])
+
+    even = least(tried(INVERSE_PENALTIES, balanced=True))
+    counted = tried([even[1].inverse_penalty], balanced=False)
+    return least([even, *counted])[1]
+
+
+def _losses_by_sharpening(
+    features: Floats,
+    gold: Sequence[str],
+    labels: Sequence[str],
+    settings: StudentSettings,
+    fold_of: npt.NDArray[np.int64],
+) -> Floats:
+    """(len(SHARPENINGS),) mean cross-fitted log-loss; each fold is fitted once."""
+    codes = label_codes(gold, labels)
+    losses = np.empty((len(SHARPENINGS), codes.size))
+    for fold in np.unique(fold_of):
+        held_out = np.flatnonzero(fold_of == fold)
+        model = settings.fit(features[fold_of != fold], _other_folds(gold, fold_of, fold), labels)
+        for row, sharpening in enumerate(SHARPENINGS):
+            probabilities = model.sharpened(sharpening).predict_proba(features[held_out])
+            losses[row, held_out] = -np.log(probabilities[np.arange(held_out.size), codes[held_out]])
+    return np.asarray(losses.mean(axis=1), dtype=np.float64)
+
+
+def _other_folds(gold: Sequence[str], fold_of: npt.NDArray[np.int64], fold: int) -> list[str]:
+    return [label for label, own in zip(gold, fold_of, strict=True) if own != fold]
 
 
 @dataclass(frozen=True)
@@ -252,9 +330,7 @@ def fit_stack(
     student = fit_student(vectors, gold, labels=labels, seed=seed)
     scaling, llm = _llm_out_of_sample(scores, gold, labels=labels, fold_of=fold_of, seed=seed)
     parts = {
-        "student": cross_fitted(
-            vectors, gold, labels=labels, inverse_penalty=student.inverse_penalty, fold_of=fold_of
-        ),
+        "student": _student_out_of_sample(vectors, gold, labels, student.settings, fold_of),
         "llm": llm,
         "neighbours": _votes_out_of_sample(vectors, gold, labels=labels, fold_of=fold_of),
     }
@@ -355,6 +431,20 @@ def _llm_out_of_sample(
     return scaling, result
 
 
+def _student_out_of_sample(
+    vectors: Floats,
+    gold: Sequence[str],
+    labels: Sequence[str],
+    settings: StudentSettings,
+    fold_of: npt.NDArray[np.int64],
+) -> Floats:
+    result = np.empty((vectors.shape[0], len(labels)))
+    for fold in np.unique(fold_of):
+        model = settings.fit(vectors[fold_of != fold], _other_folds(gold, fold_of, fold), labels)
+        result[fold_of == fold] = model.predict_proba(vectors[fold_of == fold])
+    return result
+
+
 def _votes_out_of_sample(
     vectors: Floats, gold: Sequence[str], *, labels: Sequence[str], fold_of: npt.NDArray[np.int64]
 ) -> Floats:
@@ -362,7 +452,7 @@ def _votes_out_of_sample(
     for fold in np.unique(fold_of):
         held_out = fold_of == fold
         neighbours = nearest(vectors[held_out], vectors[~held_out], k=NEIGHBOURS)
-        known = [label for label, held in zip(gold, held_out, strict=True) if not held]
+        known = _other_folds(gold, fold_of, fold)
         result[held_out] = vote_shares(neighbours, known, labels=labels)
     return result
 

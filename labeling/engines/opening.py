@@ -13,7 +13,7 @@ from labeling.engines.protocol import Embedder, Engine
 from schemas.errors import EngineUnavailable, ModelFileError, ProjectError
 from schemas.project import Project
 
-DEFAULT_EMBEDDED_SLOTS = 4
+DEFAULT_EMBEDDED_SLOTS = 2  # on a CPU more share what two already use, and need more memory
 
 
 def _addresses(project: Project, endpoints: tuple[str, ...], key: str) -> tuple[str, ...]:

@@ -50,7 +50,8 @@ def self_test(engine: Engine, prompt: Prompt, *, digest: str | None = None) -> t
     try:
         alone = [engine.score(tokens, prompt.codes, slot=0) for tokens in prompts]
         points.append(Point("probabilities", True, True, "The engine tells real log-probabilities."))
-        points += _together(engine, prompt, prompts, alone)
+        points.append(_together(engine, prompt, prompts, alone))
+        points.append(_prefix_kept(engine, prompt))
         points.append(_at_once(engine, prompt))
     except PromptTooLong as error:
         points.append(Point("prompt fits", False, True, f"{error.found}.", error.next_step))
@@ -109,8 +110,8 @@ def _codes(engine: Engine, prompt: Prompt) -> Point:
 
 def _together(
     engine: Engine, prompt: Prompt, prompts: Sequence[Tokens], alone: Sequence[LabelScores]
-) -> list[Point]:
-    """The same requests at once: does batching change them, does the cache serve them?"""
+) -> Point:
+    """The same requests at once: does batching change them?"""
     lanes = range(len(prompts))
     with ThreadPoolExecutor(len(prompts)) as pool:
         replies = list(
@@ -119,31 +120,42 @@ def _together(
     first = log_softmax(np.array([reply.log_probs for reply in alone]))
     second = log_softmax(np.array([reply.log_probs for reply in replies]))
     worst = float(np.abs(first - second).max())
-    points = [
-        Point(
-            "batching",
-            worst < MOST_DIFFERENCE,
-            False,
-            f"Asked alone and together, label log-probabilities differ by at most {worst:.3f}.",
-            "" if worst < MOST_DIFFERENCE else "Scores near a tie depend on what else is asked at the time.",
-        )
-    ]
+    return Point(
+        "batching",
+        worst < MOST_DIFFERENCE,
+        False,
+        f"Asked alone and together, label log-probabilities differ by at most {worst:.3f}.",
+        "" if worst < MOST_DIFFERENCE else "Scores near a tie depend on what else is asked at the time.",
+    )
+
+
+def _prefix_kept(engine: Engine, prompt: Prompt) -> Point:
+    """Does every slot still hold the shared start of all prompts when its turn comes?"""
+    name = "prefix cache"
     if not engine.counts:
-        sentence = "This engine does not tell how many tokens its cache served."
-        return [*points, Point("prefix cache", None, False, sentence)]
-    cached = max(reply.tokens_cached for reply in (*alone[1:], *replies))
-    if cached:
-        sentence = f"Up to {cached} tokens of a prompt came from the cache."
-        return [*points, Point("prefix cache", True, False, sentence)]
-    shared = len(engine.tokenize(prompt.prefix).ids) if prompt.prefix else 0
+        return Point(name, None, False, "This engine does not tell how many tokens its cache served.")
+    prefix = engine.tokenize(prompt.prefix)
+    shared = len(prefix.ids) if prompt.prefix else 0
     if shared < LEAST_SHARED:
         sentence = (
             f"The prompt has {shared} tokens before the record's text: nothing worth keeping in a cache."
         )
-        return [*points, Point("prefix cache", None, False, sentence)]
-    sentence = "No token of the shared prompt came from the cache."
-    remedy = "Turn the engine's prompt cache on: without it every record pays the whole prompt."
-    return [*points, Point("prefix cache", False, False, sentence, remedy)]
+        return Point(name, None, False, sentence)
+    engine.warm(prefix)
+    lost = 0
+    for slot in range(engine.slots):
+        tokens = engine.tokenize(prompt.around(SENTENCES[slot % len(SENTENCES)]))
+        lost += engine.score(tokens, prompt.codes, slot=slot).tokens_cached < shared / 2
+    if not lost:
+        return Point(name, True, False, f"Every slot keeps the {shared} tokens that all prompts start with.")
+    return Point(
+        name,
+        False,
+        False,
+        f"The {shared} tokens that all prompts start with are read anew on {lost} of {engine.slots} slots.",
+        "llama-server: start it with --parallel (without it, slots at rest lose their cache); others: turn the prompt "
+        "cache on.",
+    )
 
 
 def labels_first(first: int, asked: int) -> Point:

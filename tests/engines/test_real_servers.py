@@ -12,7 +12,7 @@ import pytest
 from small_projects import ProjectFactory, need
 
 from benchmarks.llama_bench_in_wheel import library
-from deployments.engine_servers import LocalOllama
+from deployments.engine_servers import LocalOllama, built, local_llama_server
 from labeling.engines.embedded import EmbeddedEngine
 from labeling.engines.http import EngineConnection
 from labeling.engines.llama_server import LlamaServer
@@ -84,6 +84,18 @@ def test_every_server_passes_its_self_test(kind: str, engines: dict[str, Engine]
 
     require(points)
     assert {point.name for point in points if point.passed is False} <= {"requests at once", "batching"}
+
+
+def test_a_llama_server_whose_slots_lose_their_cache_at_rest_is_told() -> None:
+    """llama-server's own default, without --parallel."""
+    need(built("llama-server"), "a real llama-server: run `make engines`")
+    with local_llama_server(model_file("smollm2-135m-instruct"), slots=None, context=2048) as url:
+        engine = LlamaServer(EngineConnection(url, timeout_s=300), digest="unknown")
+        points = self_test(engine, prompt_for(engine))
+        engine.close()
+
+    (point,) = [point for point in points if point.name == "prefix cache"]
+    assert point.passed is False and "--parallel" in point.next_step
 
 
 @pytest.mark.parametrize("kind", ["ollama", "llama-server", "openai"])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labeling.students import PARTS, Stack, Student, fit_stack, fit_student, mix
+from labeling.students import PARTS, Stack, Student, StudentSettings, fit_stack, fit_student, mix
 
 LABELS = ["a", "b", "c", "d"]
 
@@ -36,14 +36,34 @@ def test_a_student_learns_from_few_records_and_keeps_unseen_labels_possible() ->
     probabilities = student.predict_proba(fresh)
     assert accuracy(probabilities, fresh_gold) > 0.9
     assert probabilities[:, 3] == pytest.approx(1 / 34)
-    assert student.inverse_penalty == 10.0
+    assert student.settings == StudentSettings()
 
 
-def test_from_fifty_records_on_the_penalty_is_chosen() -> None:
+def test_from_fifty_records_on_the_settings_are_chosen() -> None:
     embeddings, gold = clouds(60, spread=0.1, seed=0)
     noise = np.random.default_rng(0).normal(size=(60, 6))
-    assert fit_student(embeddings, gold, labels=LABELS).inverse_penalty == 30.0
-    assert fit_student(noise, gold, labels=LABELS).inverse_penalty == 3.0
+    clear = fit_student(embeddings, gold, labels=LABELS).settings
+    unsure = fit_student(noise, gold, labels=LABELS).settings
+    assert clear.inverse_penalty * clear.sharpening > 100 * unsure.inverse_penalty * unsure.sharpening
+    assert unsure.sharpening == 1.0
+
+
+def test_a_rare_label_that_is_plain_to_see_is_not_drowned_by_the_common_one() -> None:
+    rng = np.random.default_rng(0)
+    codes = np.where(np.arange(2000) % 10 == 0, 1, 0)
+    embeddings = np.eye(32)[codes] + rng.normal(scale=0.35, size=(2000, 32))
+    gold = [LABELS[code] for code in codes]
+    few = fit_student(embeddings[:40], gold[:40], labels=LABELS[:2])
+    assert few.settings.balanced
+    assert accuracy(few.predict_proba(embeddings[100:]), gold[100:]) > 0.95
+
+
+def test_labels_weigh_what_they_have_where_nothing_else_tells_them_apart() -> None:
+    noise = np.random.default_rng(0).normal(size=(200, 6))
+    gold = ["a"] * 180 + ["b"] * 20
+    student = fit_student(noise, gold, labels=LABELS[:2])
+    assert not student.settings.balanced
+    assert student.predict_proba(noise)[:, 0].mean() == pytest.approx(0.9, abs=0.02)
 
 
 def test_a_label_with_one_record_and_a_single_record_at_all_are_handled() -> None:
@@ -61,6 +81,15 @@ def test_a_student_survives_json() -> None:
     embeddings, gold = clouds(30, spread=0.2, seed=0)
     student = fit_student(embeddings, gold, labels=LABELS)
     again = Student.from_json(json.loads(json.dumps(student.to_json())))
+    assert np.array_equal(again.predict_proba(embeddings), student.predict_proba(embeddings))
+
+
+def test_a_student_of_a_round_before_these_settings_is_still_read() -> None:
+    embeddings, gold = clouds(30, spread=0.2, seed=0)
+    student = fit_student(embeddings, gold, labels=LABELS)
+    older = {"model": student.to_json()["model"], "inverse_penalty": 10.0}
+    again = Student.from_json(older)
+    assert again.settings == StudentSettings(10.0, 1.0, balanced=False)
     assert np.array_equal(again.predict_proba(embeddings), student.predict_proba(embeddings))
 
 
