@@ -10,17 +10,16 @@ Every figure here was printed by a command in `benchmarks/` and is stored in `do
 by `python -m benchmarks.page`, all of it anew by `make benchmarks`. The machines were virtual ones without a GPU, whose
 neighbours make speeds vary by a fifth and more from run to run; ratios are of figures measured in turn in one run.
 
-Three things about figures that look odd. The shares of engine_limits swing by 0.05 and more from run to run: three runs
-of one night on one machine gave llama-server 0.94, 0.83 and 0.89, Ollama 0.85, 0.82 and 0.84 (with four times the
-layers 0.84 and 0.92); two on another machine llama-server 0.90 and 0.98, Ollama 0.91 and 0.87 (0.99 and 0.92); two on a
-third, the second of which is stored, llama-server 0.91 and 0.87, Ollama 0.89 and 0.85 (0.92 and 0.94). The engine in
-the process gave 0.84 to 0.92 in the first six of these, held against a llama-bench of the servers' sources; since the
-stored run it is held against llama-bench on its own code (docs/decisions/0014). Ollama gives as much with 1, 2 or 4
-slots, with 4 to 16 requests in flight and with no label asked (share_of_bare_prefill is near 1), so its loss is not the
-pipeline's: `ollama serve` took about 55 ms of CPU time for each of some 160 requests, on the two cores that compute.
-Its sources say why: for each request it reads the header of the model's file, vocabulary and all, three times to learn
-what the model can do. With a larger model that is less of the whole. engine_share labels short messages of 50 tokens,
-and most of its six labels are so unlikely for this model that each record needs a second call.
+Three things about figures that look odd. The shares of engine_limits swing by 0.05 from run to run: with four slots,
+seven runs on three machines gave llama-server 0.83 to 0.98 and Ollama 0.82 to 0.91 (with four times the layers 0.84 to
+0.99). llama-server and the engine in the process now have two slots, the best on two cores: in turn on one machine
+llama-server gave 0.98 with two, 0.97 with one request in flight, 0.92 with four, 0.78 with three. The engine in the
+process is held against llama-bench on its own code (docs/decisions/0014). Ollama's loss is not the pipeline's:
+share_of_bare_prefill is near 1, with 1, 2 or 4 slots and 4 to 16 requests in flight. `ollama serve` took 47 ms of CPU
+time for each request, on the two cores that compute: its sources read the header of the model's file, vocabulary and
+all, four times a request to learn what the model can do (GOGC=800 in its environment leaves 36 ms and gives 0.01 back).
+With a larger model that is less of the whole. engine_share labels short messages of 50 tokens, and most of its six
+labels are so unlikely for this model that each record needs a second call.
 """
 TITLES = {
     "rehearse_ag_news": "Rehearsal: AG News, first 2,000 records (`python -m benchmarks.rehearsals ag_news FILE`)",
