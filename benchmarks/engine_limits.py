@@ -1,5 +1,5 @@
 """Labels against what each real engine can do at most: `python -m benchmarks.engine_limits [--records 16] [--turns 4]
-[--layers-times 4]`.
+[--slots 2] [--layers-times 4]`.
 
 Needs `make engines`. On the shipped model, one engine after the other: the labels of `countersign bench` (200-token
 records behind a shared prefix) in turn with two limits. *Its limit*: llama-server and the engine in the process are
@@ -39,7 +39,6 @@ from labeling.engines.ollama_server import OllamaServer
 from labeling.engines.protocol import Engine
 
 CONTEXT = 1024
-SLOTS = 2  # what two cores are best at; Ollama hides a part of what a request costs it behind more
 OLLAMA_SLOTS = 4
 TIMEOUT_S = 300.0
 
@@ -146,19 +145,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=16, help="a turn")
     parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument(
+        "--slots", type=int, default=2, help="of llama-server and of the engine in the process"
+    )
     parser.add_argument("--layers-times", type=int, default=4)
     options = parser.parse_args()
-    records, turns = options.records, options.turns
+    records, turns, slots = options.records, options.turns, options.slots
     weights, own_tool = model_file("smollm2-135m-instruct"), built("llama-bench")
     if own_tool is None or library() is None:
         sys.exit("The real engines are not built: run `make engines`.")
     answer: dict[str, Any] = {"benchmark": "engine_limits"}
-    with local_llama_server(weights, slots=SLOTS, context=CONTEXT) as url:
+    with local_llama_server(weights, slots=slots, context=CONTEXT) as url:
         engine = LlamaServer(EngineConnection(url, timeout_s=TIMEOUT_S), digest="unknown")
         answer["llama-server against llama-bench"] = measured(
             engine, llama_bench(weights, [own_tool]), records, turns
         )
-    embedded = EmbeddedEngine(weights, context=CONTEXT, slots=SLOTS, threads=None)
+    embedded = EmbeddedEngine(weights, context=CONTEXT, slots=slots, threads=None)
     in_wheel = [sys.executable, "-m", "benchmarks.llama_bench_in_wheel"]
     answer["in the process against llama-bench in the wheel"] = measured(
         embedded, llama_bench(weights, in_wheel), records, turns

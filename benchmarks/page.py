@@ -11,15 +11,14 @@ by `python -m benchmarks.page`, all of it anew by `make benchmarks`. The machine
 neighbours make speeds vary by a fifth and more from run to run; ratios are of figures measured in turn in one run.
 
 Three things about figures that look odd. The shares of engine_limits swing by 0.05 from run to run: with four slots,
-seven runs on three machines gave llama-server 0.83 to 0.98 and Ollama 0.82 to 0.91 (with four times the layers 0.84 to
-0.99). llama-server and the engine in the process now have two slots, the best on two cores: in turn on one machine
-llama-server gave 0.98 with two, 0.97 with one request in flight, 0.92 with four, 0.78 with three. The engine in the
-process is held against llama-bench on its own code (docs/decisions/0014). Ollama's loss is not the pipeline's:
-share_of_bare_prefill is near 1, with 1, 2 or 4 slots and 4 to 16 requests in flight. `ollama serve` took 47 ms of CPU
-time for each request, on the two cores that compute: its sources read the header of the model's file, vocabulary and
-all, four times a request to learn what the model can do (GOGC=800 in its environment leaves 36 ms and gives 0.01 back).
-With a larger model that is less of the whole. engine_share labels short messages of 50 tokens, and most of its six
-labels are so unlikely for this model that each record needs a second call.
+seven runs on three machines gave llama-server 0.83 to 0.98 and Ollama 0.82 to 0.91 (with four times the layers 0.84
+to 0.99). llama-server and the engine in the process now have two slots, which suits two cores better (`--slots 4`
+shows it with four). The engine in the process is held against llama-bench on its own code (docs/decisions/0014).
+Ollama's loss is not the pipeline's: share_of_bare_prefill is near 1. `ollama serve` spends s_before_it_computes on
+each request, on the cores that compute: its sources read the header of the model's file, vocabulary and all, four
+times a request to learn what the model can do. With a larger model that is less of the whole. engine_share labels
+short messages of 50 tokens, and most of its six labels are so unlikely for this model that each record needs a second
+call.
 """
 TITLES = {
     "rehearse_ag_news": "Rehearsal: AG News, first 2,000 records (`python -m benchmarks.rehearsals ag_news FILE`)",

@@ -31,7 +31,7 @@ from labeling.scoring import score_batch
 from schemas.project import Project
 
 CONTEXT = 1024
-SLOTS = 2  # what two cores are best at; Ollama hides a part of what a request costs it behind more
+SLOTS = 2  # of llama-server and of the engine in the process, which suit two cores
 OLLAMA_SLOTS = 4
 BLOCK = 100
 # A project's own prompt, as its lead would write it after a look at the sample.

@@ -102,6 +102,7 @@ def fit_multinomial(
     inverse_penalty: float,
     standardise: bool = False,
     balanced: bool = False,
+    sharpening: float = 1.0,
 ) -> Multinomial:
     """Fit on reviewed records.
 
@@ -116,6 +117,7 @@ def fit_multinomial(
         inverse_penalty: C of the L2 penalty; larger fits closer.
         standardise: divide the centred features by their standard deviation; constant columns are left at 0.
         balanced: every label present weighs the same in all, however many records it has.
+        sharpening: as in `Multinomial.sharpened`.
 
     Raises:
         ValueError: if there are no records, lengths differ, or a gold label is not a label of the project.
@@ -146,7 +148,7 @@ def fit_multinomial(
         # Two classes come back as one row, the log-odds of the second.
         weights[-regression.coef_.shape[0] :] = regression.coef_
         intercepts[-regression.coef_.shape[0] :] = regression.intercept_
-    return Multinomial(
+    model = Multinomial(
         labels=tuple(labels),
         seen=tuple(int(code) for code in seen),
         mean=mean,
@@ -155,6 +157,7 @@ def fit_multinomial(
         intercepts=intercepts,
         n=int(codes.size),
     )
+    return model.sharpened(sharpening)
 
 
 def cross_fitted(
@@ -165,6 +168,8 @@ def cross_fitted(
     inverse_penalty: float,
     fold_of: npt.NDArray[np.int64],
     standardise: bool = False,
+    balanced: bool = False,
+    sharpening: float = 1.0,
 ) -> Floats:
     """Out-of-sample probabilities of the training records: each fold is predicted by a fit on the others.
 
@@ -174,7 +179,7 @@ def cross_fitted(
         labels: all labels of the project.
         inverse_penalty: C of the L2 penalty.
         fold_of: (n,) fold of each record, see `stratified_folds`; at least two folds.
-        standardise: as in `fit_multinomial`.
+        standardise, balanced, sharpening: as in `fit_multinomial`.
 
     Returns:
         (n, len(labels)).
@@ -189,6 +194,8 @@ def cross_fitted(
             labels=labels,
             inverse_penalty=inverse_penalty,
             standardise=standardise,
+            balanced=balanced,
+            sharpening=sharpening,
         )
         result[held_out] = model.predict_proba(matrix[held_out])
     return result

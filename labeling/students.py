@@ -23,6 +23,7 @@ from labeling.calibration import (
 from labeling.multinomial import (
     Multinomial,
     checked_matrix,
+    cross_fitted,
     fit_multinomial,
     label_codes,
     log_softmax,
@@ -59,17 +60,6 @@ class StudentSettings:
     inverse_penalty: float = 3.0
     sharpening: float = 2.8
     balanced: bool = True
-
-    def fit(self, features: Floats, gold: Sequence[str], labels: Sequence[str]) -> Multinomial:
-        """The regression on (n, d) unit-length embeddings."""
-        model = fit_multinomial(
-            features,
-            gold,
-            labels=labels,
-            inverse_penalty=self.inverse_penalty,
-            balanced=self.balanced,
-        )
-        return model.sharpened(self.sharpening)
 
 
 @dataclass(frozen=True)
@@ -130,7 +120,8 @@ def fit_student(
         settings = _best_settings(
             features, gold, labels=labels, fold_of=stratified_folds(gold, folds=FOLDS, seed=seed)
         )
-    return Student(model=settings.fit(features, gold, labels), settings=settings)
+    model = fit_multinomial(features, gold, labels=labels, **asdict(settings))
+    return Student(model=model, settings=settings)
 
 
 def _best_settings(
@@ -169,7 +160,8 @@ def _losses_by_sharpening(
     losses = np.empty((len(SHARPENINGS), codes.size))
     for fold in np.unique(fold_of):
         held_out = np.flatnonzero(fold_of == fold)
-        model = settings.fit(features[fold_of != fold], _other_folds(gold, fold_of, fold), labels)
+        known = _other_folds(gold, fold_of, fold)
+        model = fit_multinomial(features[fold_of != fold], known, labels=labels, **asdict(settings))
         for row, sharpening in enumerate(SHARPENINGS):
             probabilities = model.sharpened(sharpening).predict_proba(features[held_out])
             losses[row, held_out] = -np.log(probabilities[np.arange(held_out.size), codes[held_out]])
@@ -330,7 +322,7 @@ def fit_stack(
     student = fit_student(vectors, gold, labels=labels, seed=seed)
     scaling, llm = _llm_out_of_sample(scores, gold, labels=labels, fold_of=fold_of, seed=seed)
     parts = {
-        "student": _student_out_of_sample(vectors, gold, labels, student.settings, fold_of),
+        "student": cross_fitted(vectors, gold, labels=labels, fold_of=fold_of, **asdict(student.settings)),
         "llm": llm,
         "neighbours": _votes_out_of_sample(vectors, gold, labels=labels, fold_of=fold_of),
     }
@@ -429,20 +421,6 @@ def _llm_out_of_sample(
         fold_of=fold_of[present],
     )
     return scaling, result
-
-
-def _student_out_of_sample(
-    vectors: Floats,
-    gold: Sequence[str],
-    labels: Sequence[str],
-    settings: StudentSettings,
-    fold_of: npt.NDArray[np.int64],
-) -> Floats:
-    result = np.empty((vectors.shape[0], len(labels)))
-    for fold in np.unique(fold_of):
-        model = settings.fit(vectors[fold_of != fold], _other_folds(gold, fold_of, fold), labels)
-        result[fold_of == fold] = model.predict_proba(vectors[fold_of == fold])
-    return result
 
 
 def _votes_out_of_sample(
