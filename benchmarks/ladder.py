@@ -29,6 +29,7 @@ from labeling.engines.model_files import model_file
 from labeling.engines.protocol import Embedder, Engine
 from labeling.intervals import wilson
 from labeling.label_lists import label_vectors, nearest_labels
+from labeling.lexical import LexicalModel
 from labeling.neighbours import nearest
 from labeling.paths import configs
 from labeling.prompts import Exemplar, Prompt, PromptTemplate, bind, label_codes, load_template
@@ -42,7 +43,6 @@ EXEMPLARS = 4
 SHORTLIST = 20
 SEEDS = tuple(range(10))
 STUDENT_LABELS = (50, 100, 200, 400)
-STACK_LABELS = (100, 400)
 SCORED_LABELS = 100  # the stack is given the model's scores at this size only: they cost engine time
 HELD_BACK = 2000  # the last records evaluate (the first have been looked at), the others lend labels
 LLM = "the model's scores"
@@ -186,7 +186,10 @@ class Ladder:
     def __init__(self, data: LabelledSet) -> None:
         self.labels = data.project.label_schema.names
         self.gold = [row[2] for row in data.evaluation]
-        self.targets = METHODS[data.name]
+        # What logistic regression on vectors had is the goal of the stack at that size too.
+        told = METHODS[data.name].items()
+        stacks = {step.replace("student,", "students and neighbours,"): goal for step, goal in told}
+        self.targets = {**stacks, **METHODS[data.name]}
         self.rows: dict[str, dict[str, Any]] = {}
         self.suggested = self.valid = self.set_aside = 0
 
@@ -241,8 +244,11 @@ def measure(data: LabelledSet, engine: Engine, embedder: Embedder, sizes: Sizes)
     prompt = bind(load_template(name, configs()), data.project, codes)
     ladder = Ladder(data)
 
-    vectors = embedder.embed([row[1] for row in data.evaluation])
-    pool = embedder.embed([row[1] for row in data.pool])
+    here, there = [row[1] for row in data.evaluation], [row[1] for row in data.pool]
+    vectors, pool = embedder.embed(here), embedder.embed(there)
+    # As a project does: on all its records, of which hardly any has a label yet.
+    model = LexicalModel.learn([*here, *there], seed=data.project.seed)
+    lexical = model.embed(here), model.embed(there)
     _tell(data, "vectors", started)
 
     if len(labels) > SHORTLIST:
@@ -278,7 +284,7 @@ def measure(data: LabelledSet, engine: Engine, embedder: Embedder, sizes: Sizes)
     )
     _tell(data, "retrieved exemplars", started)
 
-    _students(data, engine, prompt, ladder, (raw, batch), (vectors, pool), sizes.scored_draws)
+    _students(data, engine, prompt, ladder, (raw, batch), (vectors, pool), lexical, sizes.scored_draws)
     _tell(data, "students", started)
     return {
         "labels": len(labels),
@@ -348,10 +354,12 @@ def _students(
     ladder: Ladder,
     scores: tuple[Suggestions, Suggestions],
     vectors: tuple[Vectors, Vectors],
+    lexical: tuple[Vectors, Vectors],
     scored_draws: int,
 ) -> None:
-    """The student alone at every size; the stack at two, with the model's scores where they are affordable."""
+    """The student alone and the stack at every size, with the model's scores where they are affordable."""
     labels, (raw, batch), (here, pool) = ladder.labels, scores, vectors
+    lexical_here, lexical_pool = lexical
     # The draws of one seed are nested: 100 labels are the first of its 400.
     draws = [np.random.default_rng(seed).permutation(len(data.pool)).tolist() for seed in SEEDS]
 
@@ -364,27 +372,41 @@ def _students(
             for seed, draw in zip(SEEDS, draws, strict=True)
         ]
         ladder.add(f"student, {size} labels", answers, "student on vectors")
-    for size in STACK_LABELS:
+    for size in STUDENT_LABELS:
         fits = [
-            fit_stack(pool[draw[:size]], gold(draw[:size]), labels=labels, seed=seed).stack
+            fit_stack(
+                pool[draw[:size]],
+                gold(draw[:size]),
+                labels=labels,
+                lexical=lexical_pool[draw[:size]],
+                seed=seed,
+            )
             for seed, draw in zip(SEEDS, draws, strict=True)
         ]
         ladder.add(
-            f"student and neighbours, {size} labels",
-            [stack.predict_proba(here) for stack in fits],
-            "student and neighbours on vectors, no model's scores",
+            f"students and neighbours, {size} labels",
+            [fit.stack.predict_proba(here, lexical=lexical_here) for fit in fits],
+            "students on vectors and on lexical vectors, neighbours, no model's scores",
         )
     mixed = []
     for seed, draw in list(zip(SEEDS, draws, strict=True))[:scored_draws]:
         chosen = draw[:SCORED_LABELS]
         lesson = calibrated(by_score(engine, prompt, [data.pool[index] for index in chosen]), raw, labels)
-        fitted = fit_stack(pool[chosen], gold(chosen), labels=labels, llm_scores=lesson.log_probs, seed=seed)
-        mixed.append(fitted.stack.predict_proba(here[: data.asked], batch.log_probs))
+        fitted = fit_stack(
+            pool[chosen],
+            gold(chosen),
+            labels=labels,
+            llm_scores=lesson.log_probs,
+            lexical=lexical_pool[chosen],
+            seed=seed,
+        )
+        asked = slice(data.asked)
+        mixed.append(fitted.stack.predict_proba(here[asked], batch.log_probs, lexical_here[asked]))
     if mixed:
         ladder.add(
             f"whole stack, {SCORED_LABELS} labels",
             mixed,
-            f"student, neighbours and {LLM} (batch-calibrated), {len(mixed)} of {len(SEEDS)} draws",
+            f"students, neighbours and {LLM} (batch-calibrated), {len(mixed)} of {len(SEEDS)} draws",
         )
 
 

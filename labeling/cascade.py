@@ -98,7 +98,7 @@ def left_to_student(project: Project, folder: ProjectFolder, plan: Plan, vectors
     for _, frame in stream_records(project, folder, []):
         open_ids = [record_id for record_id in frame["record_id"].to_list() if record_id not in asked]
         if open_ids:
-            parts = stack.parts_proba(vectors.of(open_ids))
+            parts = stack.parts_proba(vectors.of(open_ids), lexical=vectors.lexical_of(open_ids))
             sure = student_confidence(stack, model, parts) >= plan.cascade.threshold
             left.update(record_id for record_id, is_sure in zip(open_ids, sure, strict=True) if is_sure)
     return left

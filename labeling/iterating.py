@@ -265,7 +265,14 @@ def _learned(
     if have.any():
         llm[have] = suggester.calibration.apply(scores[have])
     matrix = vectors.of(known.ids)
-    fitted = fit_stack(matrix, known.labels, labels=labels, llm_scores=llm, seed=project.seed)
+    fitted = fit_stack(
+        matrix,
+        known.labels,
+        labels=labels,
+        llm_scores=llm,
+        lexical=vectors.lexical_of(known.ids),
+        seed=project.seed,
+    )
     out = fitted.out_of_sample
     chosen = out.argmax(axis=1)
     student = fitted.parts_out_of_sample["student"]
@@ -283,11 +290,10 @@ def _learned(
     correctness = fit_correctness(
         features, [labels[index] for index in chosen], chosen == gold, labels=labels, seed=project.seed
     )
-    weights = dict(zip(("student", "llm", "neighbours"), fitted.stack.weights, strict=True))
-    mixed = f"{weights['student']:g} / {weights['llm']:g} / {weights['neighbours']:g}"
+    mixed = " / ".join(f"{weight:g}" for weight in fitted.stack.weights)
     words.append(
-        f"Student, LLM and neighbours mixed as {mixed}; together right on {int((chosen == gold).sum())} of "
-        f"{len(gold)} reviewed records, out of sample."
+        f"Student of meaning, student of wording, LLM and neighbours mixed as {mixed}; together right on "
+        f"{int((chosen == gold).sum())} of {len(gold)} reviewed records, out of sample."
     )
     if correctness.model is None:
         words.append(f"Confidence is not yet known: {correctness.undefined_because}.")

@@ -5,6 +5,7 @@ what is kept is the weights, so a fitted model is a JSON object and never a pick
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Self
@@ -141,9 +142,7 @@ def fit_multinomial(
             tol=1e-4,
             class_weight="balanced" if balanced else None,
         )
-        # On cores shared with the engine, OpenMP threads spin for each other: 5 to 10 times slower than one
-        # thread.
-        with _thread_pools().limit(limits=1):
+        with one_thread():
             regression.fit((matrix - mean) / scale, codes)
         # Two classes come back as one row, the log-odds of the second.
         weights[-regression.coef_.shape[0] :] = regression.coef_
@@ -248,6 +247,12 @@ def stratified_folds(gold: Sequence[str], *, folds: int, seed: int) -> npt.NDArr
     result = np.empty(len(gold), dtype=np.int64)
     result[order] = np.arange(len(gold)) % min(folds, len(gold))
     return result
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """One BLAS and OpenMP thread: on cores shared with the engine several spin for each other, 5 to 10 times slower."""
+    limited: AbstractContextManager[object] = _thread_pools().limit(limits=1)
+    return limited
 
 
 @cache

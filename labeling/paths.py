@@ -35,6 +35,11 @@ class ProjectFolder:
         return self.root / "embeddings" / model_id
 
     @property
+    def lexical(self) -> Path:
+        """The model that makes lexical vectors."""
+        return self.root / "lexical"
+
+    @property
     def identities(self) -> Path:
         return self.root / "identities"
 

@@ -1,13 +1,16 @@
 """The records of a project as the phases need them: which are to be labelled, their texts and their vectors."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from labeling.engines.protocol import Embedder
+from labeling.lexical import LEARN_ON_AT_MOST, LexicalModel
 from labeling.paths import ProjectFolder
+from labeling.selection import simple_random_sample
 from labeling.storage import Part, Table
 from schemas import tables
 from schemas.errors import StorageError
@@ -101,12 +104,50 @@ def embed_missing(
     return added
 
 
-class Vectors:
-    """Vectors of all embedded records, looked up by id."""
+def embed_lexically(project: Project, folder: ProjectFolder) -> int:
+    """Computes the lexical vectors that are not there yet; returns how many.
 
-    def __init__(self, ids: Sequence[str], matrix: npt.NDArray[np.float32]) -> None:
+    The model is learned when the project first has enough records, and kept: a stack fitted in one round is used on
+    records that come later.
+    """
+    model = _lexical_model(project, folder)
+    if model is None:
+        drawn = simple_random_sample(record_ids(project, folder), LEARN_ON_AT_MOST, project.seed + 3)
+        texts = texts_of(project, folder, drawn)
+        try:
+            model = LexicalModel.learn([texts[record_id] for record_id in drawn], seed=project.seed)
+        except ValueError:
+            return 0  # too few records, or too little in common: the stack does without
+        _lexical_table(project, folder).append(model.to_frame().to_arrow(), meta={"model_id": model.model_id})
+    return embed_missing(project, folder, model)
+
+
+def _lexical_table(project: Project, folder: ProjectFolder) -> Table:
+    return Table(folder.lexical, tables.lexical(project.label_schema.task))
+
+
+def _lexical_model(project: Project, folder: ProjectFolder) -> LexicalModel | None:
+    frame = _lexical_table(project, folder).read()
+    return LexicalModel.from_frame(frame) if frame.height else None
+
+
+class Vectors:
+    """Vectors of all embedded records, looked up by id.
+
+    Attributes:
+        matrix: (n, d) what the embedding model made of each.
+        lexical: (n, e) how each is written, in the same order; None where that was never computed.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        matrix: npt.NDArray[np.float32],
+        lexical: npt.NDArray[np.float32] | None = None,
+    ) -> None:
         self._row = {record_id: index for index, record_id in enumerate(ids)}
         self.matrix = matrix
+        self.lexical = lexical
 
     @classmethod
     def load(cls, project: Project, folder: ProjectFolder) -> "Vectors | None":
@@ -120,16 +161,42 @@ class Vectors:
         matching = [model for model in models if model.name.startswith(name)]
         if project.embedding.kind == "none" or not matching:
             return None
-        table = Table(matching[-1], tables.embeddings(project.label_schema.task))
-        frame = table.read(["record_id", "vector"])
-        return cls(
-            frame["record_id"].to_list(),
-            frame["vector"].to_numpy().astype(np.float32).reshape(frame.height, -1),
-        )
+        frame = _read_vectors(project, matching[-1])
+        ids = frame["record_id"].to_list()
+        return cls(ids, _as_matrix(frame), _lexical_rows(project, folder, ids))
 
     def of(self, record_ids: Sequence[str]) -> npt.NDArray[np.float32]:
         """(n, d) rows in the order asked for."""
-        return self.matrix[[self._row[record_id] for record_id in record_ids]]
+        return self.matrix[self._rows(record_ids)]
+
+    def lexical_of(self, record_ids: Sequence[str]) -> npt.NDArray[np.float32] | None:
+        """(n, e) rows in the order asked for, if there are any."""
+        return None if self.lexical is None else self.lexical[self._rows(record_ids)]
+
+    def _rows(self, record_ids: Sequence[str]) -> list[int]:
+        return [self._row[record_id] for record_id in record_ids]
 
     def __contains__(self, record_id: str) -> bool:
         return record_id in self._row
+
+
+def _read_vectors(project: Project, table: Path) -> pl.DataFrame:
+    return Table(table, tables.embeddings(project.label_schema.task)).read(["record_id", "vector"])
+
+
+def _as_matrix(frame: pl.DataFrame) -> npt.NDArray[np.float32]:
+    return frame["vector"].to_numpy().astype(np.float32).reshape(frame.height, -1)
+
+
+def _lexical_rows(
+    project: Project, folder: ProjectFolder, ids: Sequence[str]
+) -> npt.NDArray[np.float32] | None:
+    """(n, e) lexical vectors of these records; None unless all of them have one."""
+    metas = _lexical_table(project, folder).metas()
+    if not metas:
+        return None
+    found = _read_vectors(project, folder.embeddings(metas[-1]["model_id"]))
+    frame = pl.DataFrame({"record_id": ids}, schema={"record_id": pl.String}).join(
+        found, on="record_id", how="left", maintain_order="left"
+    )
+    return None if frame["vector"].null_count() else _as_matrix(frame)

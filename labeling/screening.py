@@ -88,13 +88,21 @@ def _out_of_sample(
         return np.exp(scores)
     train_scores = np.array([llm.get(record_id, missing) for record_id in train_ids], dtype=np.float64)
     fitted = fit_stack(
-        vectors.of(train_ids), train_values, labels=labels, llm_scores=train_scores, seed=project.seed
+        vectors.of(train_ids),
+        train_values,
+        labels=labels,
+        llm_scores=train_scores,
+        lexical=vectors.lexical_of(train_ids),
+        seed=project.seed,
     )
     shares = np.empty(scores.shape)
     shares[mine] = fitted.out_of_sample[: len(mine)]
     away = [row for row in range(len(ids)) if row not in set(mine)]
     if away:
-        shares[away] = fitted.stack.predict_proba(vectors.of([ids[row] for row in away]), scores[away])
+        theirs = [ids[row] for row in away]
+        shares[away] = fitted.stack.predict_proba(
+            vectors.of(theirs), scores[away], vectors.lexical_of(theirs)
+        )
     return shares
 
 

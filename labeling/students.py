@@ -1,8 +1,9 @@
 """The student and the stack: what reviewed records teach, and how it is mixed with the LLM.
 
-A student is a logistic regression on embeddings of the reviewed records. The stack mixes it with the
-calibrated scores of the LLM and a vote of the nearest reviewed records, as weighted log-probabilities; the
-weights are chosen by cross-fitted log-loss. The stack, not the LLM alone, is what the next round suggests.
+A student is a logistic regression on vectors of the reviewed records: one on what an embedding model says they mean,
+one on how they are written (`labeling.lexical`). The stack mixes the two with the calibrated scores of the LLM and a
+vote of the nearest reviewed records, as weighted log-probabilities; the weights are chosen by cross-fitted log-loss.
+The stack, not the LLM alone, is what the next round suggests.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ from labeling.neighbours import nearest, vote_shares
 
 Floats = npt.NDArray[np.float64]
 Vectors = npt.NDArray[np.float32]
+Weights = tuple[float, float, float, float]
 
 FOLDS = 5
 CHOOSE_FROM = 50
@@ -41,7 +43,7 @@ INVERSE_PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)
 SHARPENINGS = (1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
 NEIGHBOURS = 8
 WEIGHT_STEPS = 8
-PARTS = ("student", "llm", "neighbours")
+PARTS = ("student", "lexical", "llm", "neighbours")
 
 
 @dataclass(frozen=True)
@@ -174,11 +176,12 @@ def _other_folds(gold: Sequence[str], fold_of: npt.NDArray[np.int64], fold: int)
 
 @dataclass(frozen=True)
 class Stack:
-    """Student, LLM and neighbours, mixed as weighted log-probabilities.
+    """Both students, LLM and neighbours, mixed as weighted log-probabilities.
 
     Attributes:
         labels: column order of every probability.
-        student: fitted on all reviewed records.
+        student: fitted on the embeddings of all reviewed records.
+        lexical: fitted on their lexical vectors; None where the project has none.
         vector_scaling: turns the LLM's scores into probabilities; None below 50 reviewed records with
             scores, where the (batch-calibrated) scores are used as they come, and where there are no scores
             at all.
@@ -189,32 +192,42 @@ class Stack:
 
     labels: tuple[str, ...]
     student: Student
+    lexical: Student | None
     vector_scaling: VectorScaling | None
     references: Vectors
     reference_labels: tuple[str, ...]
-    weights: tuple[float, float, float]
+    weights: Weights
 
-    def predict_proba(self, embeddings: npt.ArrayLike, llm_scores: npt.ArrayLike | None = None) -> Floats:
+    def predict_proba(
+        self,
+        embeddings: npt.ArrayLike,
+        llm_scores: npt.ArrayLike | None = None,
+        lexical: npt.ArrayLike | None = None,
+    ) -> Floats:
         """Probabilities over all labels, (n, K).
 
         Args:
             embeddings: (n, d) of records that are not among the references.
             llm_scores: (n, K) batch-calibrated log-probabilities; a row of NaN where the LLM gave none.
-                Without scores the weights of the other two parts are scaled up to 1 for that record.
+                Without scores the weights of the other parts are scaled up to 1 for that record.
+            lexical: (n, e) lexical vectors; None where there are none, with the same consequence.
 
         Raises:
             ValueError: if a shape differs from training or a row is partly NaN.
         """
-        return self.mixed(self.parts_proba(embeddings, llm_scores))
+        return self.mixed(self.parts_proba(embeddings, llm_scores, lexical))
 
     def mixed(self, parts: Mapping[str, Floats]) -> Floats:
         """The mix of what `parts_proba` gave, (n, K)."""
         return mix([parts[name] for name in PARTS], self.weights)
 
     def parts_proba(
-        self, embeddings: npt.ArrayLike, llm_scores: npt.ArrayLike | None = None
+        self,
+        embeddings: npt.ArrayLike,
+        llm_scores: npt.ArrayLike | None = None,
+        lexical: npt.ArrayLike | None = None,
     ) -> dict[str, Floats]:
-        """What each part alone says, (n, K) each; rows of NaN for the LLM where it gave no scores."""
+        """What each part alone says, (n, K) each; rows of NaN for a part that says nothing."""
         vectors = _unit_rows(embeddings)
         neighbours = nearest(vectors, self.references, k=NEIGHBOURS)
         scores = _scores(llm_scores, vectors.shape[0], len(self.labels))
@@ -224,8 +237,12 @@ class Stack:
             found = scores[present]
             scaling = self.vector_scaling
             llm[present] = _softmax(found) if scaling is None else scaling.predict_proba(found)
+        by_lexical = np.full(scores.shape, np.nan)
+        if self.lexical is not None and lexical is not None:
+            by_lexical = self.lexical.predict_proba(lexical)
         return {
             "student": self.student.predict_proba(vectors),
+            "lexical": by_lexical,
             "llm": llm,
             "neighbours": vote_shares(neighbours, self.reference_labels, labels=self.labels),
         }
@@ -235,6 +252,7 @@ class Stack:
         return {
             "labels": list(self.labels),
             "student": self.student.to_json(),
+            "lexical": None if self.lexical is None else self.lexical.to_json(),
             "vector_scaling": None if self.vector_scaling is None else self.vector_scaling.to_json(),
             "references": self.references.tolist(),
             "reference_labels": list(self.reference_labels),
@@ -243,16 +261,18 @@ class Stack:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The stack that `to_json` wrote."""
-        scaling = data["vector_scaling"]
-        student_weight, llm_weight, neighbour_weight = data["weights"]
+        """The stack that `to_json` wrote, now or before there was a lexical student."""
+        scaling, lexical = data["vector_scaling"], data.get("lexical")
+        told = [float(weight) for weight in data["weights"]]
+        student, by_lexical, llm, neighbours = told if "lexical" in data else [told[0], 0.0, *told[1:]]
         return cls(
             labels=tuple(data["labels"]),
             student=Student.from_json(data["student"]),
+            lexical=None if lexical is None else Student.from_json(lexical),
             vector_scaling=None if scaling is None else VectorScaling.from_json(scaling),
             references=np.asarray(data["references"], dtype=np.float32),
             reference_labels=tuple(data["reference_labels"]),
-            weights=(float(student_weight), float(llm_weight), float(neighbour_weight)),
+            weights=(student, by_lexical, llm, neighbours),
         )
 
 
@@ -283,7 +303,7 @@ class StackFit:
         stack: fitted on all reviewed records.
         out_of_sample: (n, K) probabilities of the mix; student, scaling, neighbours and weights all come
             from the other folds. For calibration and for finding label errors.
-        parts_out_of_sample: (n, K) of each of `PARTS`; NaN rows for the LLM where it gave no scores.
+        parts_out_of_sample: (n, K) of each of `PARTS`; rows of NaN for a part that says nothing.
         reports: one for each of `PARTS` and one for "mix".
     """
 
@@ -299,15 +319,17 @@ def fit_stack(
     *,
     labels: Sequence[str],
     llm_scores: npt.ArrayLike | None = None,
+    lexical: npt.ArrayLike | None = None,
     seed: int = 0,
 ) -> StackFit:
-    """Fit student, vector scaling and weights on reviewed records.
+    """Fit students, vector scaling and weights on reviewed records.
 
     Args:
         embeddings: (n, d) of the reviewed records, n at least 2.
         gold: n settled labels.
         labels: K labels of the project.
         llm_scores: (n, K) batch-calibrated log-probabilities of the LLM; a row of NaN where it gave none.
+        lexical: (n, e) lexical vectors of the records; None where the project has none.
         seed: decides the folds.
 
     Raises:
@@ -319,24 +341,33 @@ def fit_stack(
     scores = _scores(llm_scores, len(gold), len(labels))
     codes = label_codes(gold, labels)
     fold_of = stratified_folds(gold, folds=FOLDS, seed=seed)
-    student = fit_student(vectors, gold, labels=labels, seed=seed)
+    student, by_student = _fit_out_of_sample(vectors, gold, labels=labels, fold_of=fold_of, seed=seed)
+    lexical_student: Student | None = None
+    by_lexical = np.full(scores.shape, np.nan)
+    if lexical is not None:
+        lexical_student, by_lexical = _fit_out_of_sample(
+            _unit_rows(lexical), gold, labels=labels, fold_of=fold_of, seed=seed
+        )
     scaling, llm = _llm_out_of_sample(scores, gold, labels=labels, fold_of=fold_of, seed=seed)
     parts = {
-        "student": cross_fitted(vectors, gold, labels=labels, fold_of=fold_of, **asdict(student.settings)),
+        "student": by_student,
+        "lexical": by_lexical,
         "llm": llm,
         "neighbours": _votes_out_of_sample(vectors, gold, labels=labels, fold_of=fold_of),
     }
     ordered = [parts[name] for name in PARTS]
-    losses = _losses_by_weight(ordered, codes)
+    possible = [weights for weights in _WEIGHTS if lexical_student or not weights[PARTS.index("lexical")]]
+    losses = _losses_by_weight(ordered, codes, possible)
     out_of_sample = np.empty((len(gold), len(labels)))
     for fold in np.unique(fold_of):
         held_out = fold_of == fold
-        chosen = _WEIGHTS[int(losses[:, ~held_out].mean(axis=1).argmin())]
+        chosen = possible[int(losses[:, ~held_out].mean(axis=1).argmin())]
         out_of_sample[held_out] = mix([part[held_out] for part in ordered], chosen)
-    weights = _WEIGHTS[int(losses.mean(axis=1).argmin())]
+    weights = possible[int(losses.mean(axis=1).argmin())]
     stack = Stack(
         labels=tuple(labels),
         student=student,
+        lexical=lexical_student,
         vector_scaling=scaling,
         references=vectors.astype(np.float32),
         reference_labels=tuple(gold),
@@ -375,14 +406,14 @@ def mix(parts: Sequence[Floats], weights: Sequence[float]) -> Floats:
     return _softmax(logs)
 
 
-def _simplex(steps: int) -> tuple[tuple[float, float, float], ...]:
+def _simplex(steps: int) -> tuple[Weights, ...]:
     """All weights in multiples of 1 / steps; among equals the first wins, so the list starts with the
     student.
     """
     grid = [
-        (a / steps, b / steps, (steps - a - b) / steps)
-        for a, b in product(range(steps, -1, -1), repeat=2)
-        if a + b <= steps
+        (a / steps, b / steps, c / steps, (steps - a - b - c) / steps)
+        for a, b, c in product(range(steps, -1, -1), repeat=3)
+        if a + b + c <= steps
     ]
     return tuple(grid)
 
@@ -390,10 +421,20 @@ def _simplex(steps: int) -> tuple[tuple[float, float, float], ...]:
 _WEIGHTS = _simplex(WEIGHT_STEPS)
 
 
-def _losses_by_weight(parts: Sequence[Floats], codes: npt.NDArray[np.int64]) -> Floats:
+def _losses_by_weight(
+    parts: Sequence[Floats], codes: npt.NDArray[np.int64], possible: Sequence[Weights]
+) -> Floats:
     """(weights, n) log-loss of each record under each weighting."""
     rows = np.arange(codes.size)
-    return np.stack([-np.log(np.maximum(mix(parts, weights)[rows, codes], 1e-300)) for weights in _WEIGHTS])
+    return np.stack([-np.log(np.maximum(mix(parts, weights)[rows, codes], 1e-300)) for weights in possible])
+
+
+def _fit_out_of_sample(
+    vectors: Floats, gold: Sequence[str], *, labels: Sequence[str], fold_of: npt.NDArray[np.int64], seed: int
+) -> tuple[Student, Floats]:
+    """A student of all records and, (n, K), what students of the other folds say of each."""
+    student = fit_student(vectors, gold, labels=labels, seed=seed)
+    return student, cross_fitted(vectors, gold, labels=labels, fold_of=fold_of, **asdict(student.settings))
 
 
 def _llm_out_of_sample(

@@ -95,7 +95,7 @@ class Suggester:
         by_student = np.full(n, np.nan)
         if self.stack is not None and self.vectors is not None:
             vectors = self.vectors.of(record_ids)
-            parts = self.stack.parts_proba(vectors, llm)
+            parts = self.stack.parts_proba(vectors, llm, self.vectors.lexical_of(record_ids))
             probabilities, student = self.stack.mixed(parts), parts["student"]
             neighbours = nearest(vectors, self.stack.references, k=8)
             votes = vote_shares(neighbours, self.stack.reference_labels, labels=self.labels)

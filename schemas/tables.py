@@ -70,6 +70,17 @@ def embeddings(_task: TaskType, width: int = 384) -> pa.Schema:
     )
 
 
+def lexical(_task: TaskType, width: int = 32) -> pa.Schema:
+    """The model that makes lexical vectors: a hash bucket of n-grams, its weight and its share in each direction."""
+    return pa.schema(
+        [
+            _required("bucket", pa.int32()),
+            _required("weight", pa.float32()),
+            _required("directions", pa.list_(pa.float32(), width)),
+        ]
+    )
+
+
 def suggestions(task: TaskType) -> pa.Schema:
     """A proposal for a record in a round. Scores: natural-log raw label probabilities and renormalised ones."""
     return pa.schema(

@@ -9,10 +9,11 @@ from labeling.database.opening import project_database
 from labeling.engines.sharing import shared_embedder, shared_engine
 from labeling.ingest import ingest
 from labeling.project_file import load_project
-from labeling.record_store import embed_missing, record_ids
+from labeling.record_store import embed_lexically, embed_missing, record_ids
 from labeling.reviewing import queue_sample, sample_labels
 from labeling.setup import draw_sample, measure_prompts, sample_gold, save_setup
 from labeling.storage import project_lock
+from labeling.task_types import task_type
 from tasks.progress import Progress
 from tasks.retrying import ALWAYS, RETRY
 
@@ -47,6 +48,8 @@ def embed_records(project_path: str) -> int:
     progress = Progress("embeddings", len(record_ids(project, folder)), key=f"{project.name}-embeddings")
     with project_lock(folder.lock, "embedding"):
         added = embed_missing(project, folder, embedder, progress=progress.at)
+        if task_type(project).one_token:
+            embed_lexically(project, folder)
     progress.finish()
     return added
 

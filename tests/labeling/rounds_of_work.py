@@ -18,7 +18,7 @@ from labeling.iterating import make_plan
 from labeling.paths import ProjectFolder
 from labeling.prompts import prompt_of
 from labeling.quality import settle, start_quality
-from labeling.record_store import Vectors, embed_missing, records_table, stream_records
+from labeling.record_store import Vectors, embed_lexically, embed_missing, records_table, stream_records
 from labeling.release import export_release
 from labeling.reporting import write_report
 from labeling.reviewing import (
@@ -225,6 +225,7 @@ class Loop:
         embedder = connect_embedder(self.project)
         if embedder is not None:
             embed_missing(self.project, self.folder, embedder)
+            embed_lexically(self.project, self.folder)
             embedder.close()
         sample = draw_sample(self.project, self.folder)
         queue_sample(self.project, self.folder, self.db, sample, rehearsal=self.db.rehearsal)
