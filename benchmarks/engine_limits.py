@@ -1,4 +1,4 @@
-"""Labels against what each real engine can do at most: `python -m benchmarks.engine_limits [--records 16] [--turns 4]
+"""Labels against what each real engine can do at most: `python -m benchmarks.engine_limits [--records 24] [--turns 4]
 [--slots 2] [--layers-times 4]`.
 
 Needs `make engines`. On the shipped model, one engine after the other: the labels of `countersign bench` (200-token
@@ -10,7 +10,7 @@ prompt of prefix and record less that for a fresh prefix, with nothing else to d
 through the same engine and route, no label asked. Beside Ollama stands what it spends on a request before it computes
 anything, and Ollama is measured once more with a model of `--layers-times` as many layers, which stands in for the
 size that clients use: those added compute as much and change nothing. Prints one JSON object; the shares are uncached
-prompt tokens a second over the limit's.
+prompt tokens a second over the limit's, of all turns and of each: those say how much the machine itself swings.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from labeling.engines.protocol import Engine
 
 CONTEXT = 1024
 OLLAMA_SLOTS = 4
+SAMPLES = 8  # of llama-bench a turn: a limit read off a second or two swings more than the labels do
+WORDS_A_TURN = 4  # of Ollama's, each with a longer and a shorter prompt
 TIMEOUT_S = 300.0
 
 
@@ -48,7 +51,7 @@ def llama_bench(weights: Path, tool: Sequence[str | Path]) -> Callable[[Pace, Wo
 
     def measure(pace: Pace, work: Workload) -> None:
         fresh = round(work.labelled.tokens / work.scored)
-        sizes = ["-p", str(fresh), "-d", str(work.prefix_tokens), "-n", "0", "-r", "3"]
+        sizes = ["-p", str(fresh), "-d", str(work.prefix_tokens), "-n", "0", "-r", str(SAMPLES)]
         command = [*tool, "-m", weights, *sizes, "-t", str(all_cores()), "-o", "json"]
         done = subprocess.run(command, capture_output=True, check=True)
         (row,) = json.loads(done.stdout)
@@ -59,7 +62,7 @@ def llama_bench(weights: Path, tool: Sequence[str | Path]) -> Callable[[Pace, Wo
 
 
 def ollamas_word(url: str, before: list[float]) -> Callable[[Pace, Workload], None]:
-    """Tokens of a record behind a prefix and their seconds, as Ollama itself counts and times them; two a turn."""
+    """Tokens of a record behind a prefix and their seconds, as Ollama itself counts and times them."""
     dice = random.Random(2)
 
     def ask(words: int) -> tuple[int, float]:
@@ -75,7 +78,7 @@ def ollamas_word(url: str, before: list[float]) -> Callable[[Pace, Workload], No
         return int(reply["prompt_eval_count"]), reply["prompt_eval_duration"] / 1e9
 
     def measure(pace: Pace, work: Workload) -> None:
-        for _ in range(2):
+        for _ in range(WORDS_A_TURN):
             whole, prefix = ask(PREFIX_TOKENS + RECORD_TOKENS), ask(PREFIX_TOKENS)
             pace.add(whole[0] - prefix[0], whole[1] - prefix[1])
 
@@ -88,10 +91,15 @@ def measured(
     """Labels, the engine's limit and its bare prefill in turn."""
     try:
         work, most = Workload(engine), Pace()
+        by_turn: list[float] = []
         for _ in range(turns):
+            before, once = replace(work.labelled), Pace()
             work.labels(records)
-            limit(most, work)
+            limit(once, work)
             work.prefill(records)
+            most.add(once.tokens, once.seconds)
+            labelled = Pace(work.labelled.tokens - before.tokens, work.labelled.seconds - before.seconds)
+            by_turn.append(round(labelled.per_s / once.per_s, 3))
         identity = engine.identity()
     finally:
         engine.close()
@@ -105,6 +113,7 @@ def measured(
         "tokens_per_s": round(work.labelled.per_s, 1),
         "limit_tokens_per_s": round(most.per_s, 1),
         "share_of_limit": round(work.labelled.per_s / most.per_s, 3),
+        "share_of_limit_by_turn": by_turn,
         "bare_prefill_tokens_per_s": round(work.bare.per_s, 1),
         "share_of_bare_prefill": round(work.labelled.per_s / work.bare.per_s, 3),
     }
@@ -143,7 +152,7 @@ def deeper(weights: Path, target: Path, *, times: int) -> None:
 def main() -> None:
     """Command line of this benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--records", type=int, default=16, help="a turn")
+    parser.add_argument("--records", type=int, default=24, help="a turn")
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument(
         "--slots", type=int, default=2, help="of llama-server and of the engine in the process"
