@@ -10,15 +10,13 @@ Every figure here was printed by a command in `benchmarks/` and is stored in `do
 by `python -m benchmarks.page`, all of it anew by `make benchmarks`. The machines were virtual ones without a GPU, whose
 neighbours make speeds vary by a fifth and more from run to run; ratios are of figures measured in turn in one run.
 
-Three things about figures that look odd. The shares of engine_limits swing by 0.05 from run to run: with four slots,
-seven runs on three machines gave llama-server 0.83 to 0.98 and Ollama 0.82 to 0.91 (with four times the layers 0.84
-to 0.99). llama-server and the engine in the process now have two slots, which suits two cores better (`--slots 4`
-shows it with four). The engine in the process is held against llama-bench on its own code (docs/decisions/0014).
-Ollama's loss is not the pipeline's: share_of_bare_prefill is near 1. `ollama serve` spends s_before_it_computes on
-each request, on the cores that compute: its sources read the header of the model's file, vocabulary and all, four
-times a request to learn what the model can do. With a larger model that is less of the whole. engine_share labels
-short messages of 50 tokens, and most of its six labels are so unlikely for this model that each record needs a second
-call.
+Three things about figures that look odd. The shares of engine_limits swing by 0.05 and more from turn to turn
+(share_of_limit_by_turn), so that a second decimal means little. The engine in the process is held against llama-bench
+on its own code (docs/decisions/0014). Ollama's loss is not the pipeline's: most of it is in share_of_bare_prefill's
+bare prefill too. `ollama serve` spends s_before_it_computes on each request, on the cores that compute: its sources
+read the header of the model's file, vocabulary and all, four times a request to learn what the model can do.
+engine_share labels short messages of 50 tokens, and most of its six labels are so unlikely for this model that each
+record needs a second call.
 """
 TITLES = {
     "rehearse_ag_news": "Rehearsal: AG News, first 2,000 records (`python -m benchmarks.rehearsals ag_news FILE`)",
