@@ -23,7 +23,8 @@ from labeling.multinomial import one_thread
 BUCKETS = 1 << 15
 WIDTH = 32  # more directions do not help a student that has a few hundred labels: decision 0016
 LEARN_FROM = 100
-LEARN_ON_AT_MOST = 10_000
+LEARN_ON_AT_MOST = 5_000
+CHARACTERS = 4_000  # of a text: with more, learning would take a gigabyte of counts
 MODEL_NAME = "lexical"
 
 _COUNTED = HashingVectorizer(
@@ -117,7 +118,7 @@ class LexicalModel:
 
 def _counts(texts: Sequence[str]) -> csr_matrix:
     """(n, BUCKETS) counts of character n-grams."""
-    return _COUNTED.transform(texts)
+    return _COUNTED.transform([text[:CHARACTERS] for text in texts])
 
 
 def _weighted(

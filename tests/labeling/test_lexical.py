@@ -5,7 +5,7 @@ import pytest
 from small_projects import ProjectFactory
 
 from labeling.ingest import ingest
-from labeling.lexical import LEARN_FROM, WIDTH, LexicalModel
+from labeling.lexical import CHARACTERS, LEARN_FROM, WIDTH, LexicalModel
 from labeling.record_store import Vectors, embed_lexically, embed_missing, record_ids, texts_of
 from labeling.storage import Table
 from labeling.students import fit_student
@@ -71,7 +71,10 @@ def test_texts_that_share_nothing_and_too_few_of_them_are_refused_and_an_unknown
         LexicalModel.learn(texts[1:], seed=0)
     with pytest.raises(ValueError, match="shared n-grams"):
         LexicalModel.learn([chr(0x4E00 + number) for number in range(LEARN_FROM)], seed=0)
-    vectors = LexicalModel.learn(texts, seed=0).embed(["", "漢字", texts[0]])
+    model = LexicalModel.learn(texts, seed=0)
+    vectors = model.embed(["", "漢字", texts[0]])
+    long = texts[0].ljust(CHARACTERS)
+    assert np.array_equal(model.embed([long]), model.embed([f"{long}garden 1/11/2026"]))
     assert not vectors[0].any() and np.isfinite(vectors).all() and vectors[2].any()
 
 
