@@ -25,7 +25,7 @@ from labeling.suggesting import load_suggestions
 ROUNDS = 3
 PROMPT = "prompts/topic.jinja"
 FIRST_PROMPT = "{{ text }}\nThe author's first name is"
-SECOND_PROMPT = "{{ text }}\nTopic:"
+SECOND_PROMPT = "{{ text }}\nFiled under:"
 REVIEW = {"round_records": 80, "blind_slice": 100, "overlap_share": 0.1}
 
 
