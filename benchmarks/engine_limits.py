@@ -1,4 +1,4 @@
-"""Labels against what each real engine can do at most: `python -m benchmarks.engine_limits [--records 24] [--turns 4]
+"""Labels against what each real engine can do at most: `python -m benchmarks.engine_limits [--records 72] [--turns 3]
 [--slots 2] [--layers-times 4]`.
 
 Needs `make engines`. On the shipped model, one engine after the other: the labels of `countersign bench` (200-token
@@ -41,17 +41,16 @@ from labeling.engines.protocol import Engine
 
 CONTEXT = 1024
 OLLAMA_SLOTS = 4
-SAMPLES = 8  # of llama-bench a turn: a limit read off a second or two swings more than the labels do
-WORDS_A_TURN = 4  # of Ollama's, each with a longer and a shorter prompt
+RECORDS_A_SAMPLE = 4  # of the limit: read off a second or two it swings more than the labels do
 TIMEOUT_S = 300.0
 
 
-def llama_bench(weights: Path, tool: Sequence[str | Path]) -> Callable[[Pace, Workload], None]:
+def llama_bench(weights: Path, tool: Sequence[str | Path], samples: int) -> Callable[[Pace, Workload], None]:
     """Prefill by llama.cpp's own tool: as many tokens as a record has behind as many as the prefix has."""
 
     def measure(pace: Pace, work: Workload) -> None:
         fresh = round(work.labelled.tokens / work.scored)
-        sizes = ["-p", str(fresh), "-d", str(work.prefix_tokens), "-n", "0", "-r", str(SAMPLES)]
+        sizes = ["-p", str(fresh), "-d", str(work.prefix_tokens), "-n", "0", "-r", str(samples)]
         command = [*tool, "-m", weights, *sizes, "-t", str(all_cores()), "-o", "json"]
         done = subprocess.run(command, capture_output=True, check=True)
         (row,) = json.loads(done.stdout)
@@ -61,7 +60,7 @@ def llama_bench(weights: Path, tool: Sequence[str | Path]) -> Callable[[Pace, Wo
     return measure
 
 
-def ollamas_word(url: str, before: list[float]) -> Callable[[Pace, Workload], None]:
+def ollamas_word(url: str, before: list[float], samples: int) -> Callable[[Pace, Workload], None]:
     """Tokens of a record behind a prefix and their seconds, as Ollama itself counts and times them."""
     dice = random.Random(2)
 
@@ -78,11 +77,16 @@ def ollamas_word(url: str, before: list[float]) -> Callable[[Pace, Workload], No
         return int(reply["prompt_eval_count"]), reply["prompt_eval_duration"] / 1e9
 
     def measure(pace: Pace, work: Workload) -> None:
-        for _ in range(WORDS_A_TURN):
+        for _ in range(samples):
             whole, prefix = ask(PREFIX_TOKENS + RECORD_TOKENS), ask(PREFIX_TOKENS)
             pace.add(whole[0] - prefix[0], whole[1] - prefix[1])
 
     return measure
+
+
+def samples_for(records: int) -> int:
+    """Samples of the limit in a turn of so many records."""
+    return max(1, records // RECORDS_A_SAMPLE)
 
 
 def measured(
@@ -126,7 +130,7 @@ def ollama(scratch: Path, weights: Path, records: int, turns: int) -> dict[str, 
         connection = EngineConnection(running.url, timeout_s=TIMEOUT_S)
         engine = OllamaServer(connection, model="worker", context=CONTEXT, slots=None)
         before: list[float] = []
-        row = measured(engine, ollamas_word(running.url, before), records, turns)
+        row = measured(engine, ollamas_word(running.url, before, samples_for(records)), records, turns)
         return {**row, "s_before_it_computes": round(statistics.median(before), 3)}
 
 
@@ -152,8 +156,10 @@ def deeper(weights: Path, target: Path, *, times: int) -> None:
 def main() -> None:
     """Command line of this benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--records", type=int, default=24, help="a turn")
-    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument(
+        "--records", type=int, default=72, help="a turn; a few dozen are mostly start and end"
+    )
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument(
         "--slots", type=int, default=2, help="of llama-server and of the engine in the process"
     )
@@ -167,12 +173,12 @@ def main() -> None:
     with local_llama_server(weights, slots=slots, context=CONTEXT) as url:
         engine = LlamaServer(EngineConnection(url, timeout_s=TIMEOUT_S), digest="unknown")
         answer["llama-server against llama-bench"] = measured(
-            engine, llama_bench(weights, [own_tool]), records, turns
+            engine, llama_bench(weights, [own_tool], samples_for(records)), records, turns
         )
     embedded = EmbeddedEngine(weights, context=CONTEXT, slots=slots, threads=None)
     in_wheel = [sys.executable, "-m", "benchmarks.llama_bench_in_wheel"]
     answer["in the process against llama-bench in the wheel"] = measured(
-        embedded, llama_bench(weights, in_wheel), records, turns
+        embedded, llama_bench(weights, in_wheel, samples_for(records)), records, turns
     )
     with tempfile.TemporaryDirectory(prefix="countersign-benchmark-") as scratch:
         answer["Ollama against its own word"] = ollama(Path(scratch), weights, records, turns)
