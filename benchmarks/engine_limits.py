@@ -156,9 +156,7 @@ def deeper(weights: Path, target: Path, *, times: int) -> None:
 def main() -> None:
     """Command line of this benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--records", type=int, default=72, help="a turn; a few dozen are mostly start and end"
-    )
+    parser.add_argument("--records", type=int, default=72, help="a turn")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument(
         "--slots", type=int, default=2, help="of llama-server and of the engine in the process"
