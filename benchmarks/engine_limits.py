@@ -43,12 +43,13 @@ CONTEXT = 1024
 OLLAMA_SLOTS = 4
 RECORDS_A_SAMPLE = 4  # of the limit: read off a second or two it swings more than the labels do
 TIMEOUT_S = 300.0
+Limit = Callable[[Pace, Workload, int], None]  # adds so many samples of what the engine can do at most
 
 
-def llama_bench(weights: Path, tool: Sequence[str | Path], samples: int) -> Callable[[Pace, Workload], None]:
+def llama_bench(weights: Path, tool: Sequence[str | Path]) -> Limit:
     """Prefill by llama.cpp's own tool: as many tokens as a record has behind as many as the prefix has."""
 
-    def measure(pace: Pace, work: Workload) -> None:
+    def measure(pace: Pace, work: Workload, samples: int) -> None:
         fresh = round(work.labelled.tokens / work.scored)
         sizes = ["-p", str(fresh), "-d", str(work.prefix_tokens), "-n", "0", "-r", str(samples)]
         command = [*tool, "-m", weights, *sizes, "-t", str(all_cores()), "-o", "json"]
@@ -60,7 +61,7 @@ def llama_bench(weights: Path, tool: Sequence[str | Path], samples: int) -> Call
     return measure
 
 
-def ollamas_word(url: str, before: list[float], samples: int) -> Callable[[Pace, Workload], None]:
+def ollamas_word(url: str, before: list[float]) -> Limit:
     """Tokens of a record behind a prefix and their seconds, as Ollama itself counts and times them."""
     dice = random.Random(2)
 
@@ -76,7 +77,7 @@ def ollamas_word(url: str, before: list[float], samples: int) -> Callable[[Pace,
         before.append(reply["load_duration"] / 1e9)
         return int(reply["prompt_eval_count"]), reply["prompt_eval_duration"] / 1e9
 
-    def measure(pace: Pace, work: Workload) -> None:
+    def measure(pace: Pace, work: Workload, samples: int) -> None:
         for _ in range(samples):
             whole, prefix = ask(PREFIX_TOKENS + RECORD_TOKENS), ask(PREFIX_TOKENS)
             pace.add(whole[0] - prefix[0], whole[1] - prefix[1])
@@ -84,14 +85,7 @@ def ollamas_word(url: str, before: list[float], samples: int) -> Callable[[Pace,
     return measure
 
 
-def samples_for(records: int) -> int:
-    """Samples of the limit in a turn of so many records."""
-    return max(1, records // RECORDS_A_SAMPLE)
-
-
-def measured(
-    engine: Engine, limit: Callable[[Pace, Workload], None], records: int, turns: int
-) -> dict[str, Any]:
+def measured(engine: Engine, limit: Limit, records: int, turns: int) -> dict[str, Any]:
     """Labels, the engine's limit and its bare prefill in turn."""
     try:
         work, most = Workload(engine), Pace()
@@ -99,7 +93,7 @@ def measured(
         for _ in range(turns):
             before, once = replace(work.labelled), Pace()
             work.labels(records)
-            limit(once, work)
+            limit(once, work, max(1, records // RECORDS_A_SAMPLE))
             work.prefill(records)
             most.add(once.tokens, once.seconds)
             labelled = Pace(work.labelled.tokens - before.tokens, work.labelled.seconds - before.seconds)
@@ -130,7 +124,7 @@ def ollama(scratch: Path, weights: Path, records: int, turns: int) -> dict[str, 
         connection = EngineConnection(running.url, timeout_s=TIMEOUT_S)
         engine = OllamaServer(connection, model="worker", context=CONTEXT, slots=None)
         before: list[float] = []
-        row = measured(engine, ollamas_word(running.url, before, samples_for(records)), records, turns)
+        row = measured(engine, ollamas_word(running.url, before), records, turns)
         return {**row, "s_before_it_computes": round(statistics.median(before), 3)}
 
 
@@ -171,12 +165,12 @@ def main() -> None:
     with local_llama_server(weights, slots=slots, context=CONTEXT) as url:
         engine = LlamaServer(EngineConnection(url, timeout_s=TIMEOUT_S), digest="unknown")
         answer["llama-server against llama-bench"] = measured(
-            engine, llama_bench(weights, [own_tool], samples_for(records)), records, turns
+            engine, llama_bench(weights, [own_tool]), records, turns
         )
     embedded = EmbeddedEngine(weights, context=CONTEXT, slots=slots, threads=None)
     in_wheel = [sys.executable, "-m", "benchmarks.llama_bench_in_wheel"]
     answer["in the process against llama-bench in the wheel"] = measured(
-        embedded, llama_bench(weights, in_wheel, samples_for(records)), records, turns
+        embedded, llama_bench(weights, in_wheel), records, turns
     )
     with tempfile.TemporaryDirectory(prefix="countersign-benchmark-") as scratch:
         answer["Ollama against its own word"] = ollama(Path(scratch), weights, records, turns)
