@@ -1,21 +1,20 @@
 """Labels against what each real engine can do at most: `python -m benchmarks.engine_limits [--records 72] [--turns 3]
-[--slots 2] [--layers-times 4]`.
+[--slots 2]`.
 
 Needs `make engines`. On the shipped model, one engine after the other: the labels of `countersign bench` (200-token
 records behind a shared prefix) in turn with two limits. *Its limit*: llama-server and the engine in the process are
 held against llama.cpp's own `llama-bench`, which reads as many tokens as a record has behind as many as the prefix
-has, and does nothing else; for the engine in the process it runs on the code in the xllamacpp wheel, which is another
-version by another compiler than the servers'. Ollama is held against its own word: the time it reports for a fresh
-prompt of prefix and record less that for a fresh prefix, with nothing else to do. *Bare prefill*: the same prompts
-through the same engine and route, no label asked. Beside Ollama stands what it spends on a request before it computes
-anything, and Ollama is measured once more with a model of `--layers-times` as many layers, which stands in for the
-size that clients use: those added compute as much and change nothing. Prints one JSON object; the shares are uncached
-prompt tokens a second over the limit's, of all turns and of each: those say how much the machine itself swings.
+has, and does nothing else; for the engine in the process it runs on the code in the xllamacpp wheel, which another
+compiler built than the servers'. Ollama is held against its own word: the same prompts one after the other with
+nothing else to do, the tokens that its cache did not serve over the time it reports for them. *Bare prefill*: the same
+prompts through the same engine and route, no label asked. Beside Ollama stands what it spends on a request before it
+computes anything, and Ollama is measured once more as it starts by itself, with llama.cpp's prompt cache in main
+memory, which deployments/ turns off. Prints one JSON object; the shares are uncached prompt tokens a second over the
+limit's, of all turns and of each: those say how much the machine itself swings.
 """
 
 import argparse
 import json
-import random
 import statistics
 import subprocess
 import sys
@@ -25,17 +24,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gguf
 import httpx
-import numpy as np
 
 from benchmarks.llama_bench_in_wheel import library
 from deployments.engine_servers import built, local_llama_server, local_ollama
-from labeling.benchmarking import PREFIX_TOKENS, RECORD_TOKENS, WORDS, Pace, Workload
+from labeling.benchmarking import Pace, Workload
 from labeling.engines.embedded import EmbeddedEngine, all_cores
 from labeling.engines.http import EngineConnection
 from labeling.engines.llama_server import LlamaServer
-from labeling.engines.model_files import model_file, rewrite_gguf
+from labeling.engines.model_files import model_file
 from labeling.engines.ollama_server import OllamaServer
 from labeling.engines.protocol import Engine
 
@@ -62,25 +59,21 @@ def llama_bench(weights: Path, tool: Sequence[str | Path]) -> Limit:
 
 
 def ollamas_word(url: str, before: list[float]) -> Limit:
-    """Tokens of a record behind a prefix and their seconds, as Ollama itself counts and times them."""
-    dice = random.Random(2)
-
-    def ask(words: int) -> tuple[int, float]:
-        body = {
-            "model": "worker",
-            "prompt": " ".join(dice.choices(WORDS, k=words)),
-            "raw": True,
-            "stream": False,
-            "options": {"num_ctx": CONTEXT, "num_predict": 1},
-        }
-        reply = httpx.post(f"{url}/api/generate", json=body, timeout=TIMEOUT_S, trust_env=False).json()
-        before.append(reply["load_duration"] / 1e9)
-        return int(reply["prompt_eval_count"]), reply["prompt_eval_duration"] / 1e9
+    """Tokens of a record behind a prefix in the cache and their seconds, as Ollama itself counts and times them."""
 
     def measure(pace: Pace, work: Workload, samples: int) -> None:
         for _ in range(samples):
-            whole, prefix = ask(PREFIX_TOKENS + RECORD_TOKENS), ask(PREFIX_TOKENS)
-            pace.add(whole[0] - prefix[0], whole[1] - prefix[1])
+            body = {
+                "model": "worker",
+                "prompt": work.fresh_prompt(),
+                "raw": True,
+                "stream": False,
+                "options": {"num_ctx": CONTEXT, "num_predict": 1},
+            }
+            reply = httpx.post(f"{url}/api/generate", json=body, timeout=TIMEOUT_S, trust_env=False).json()
+            fresh = reply["prompt_eval_count"] - reply["prompt_eval_cached_count"]
+            pace.add(fresh, reply["prompt_eval_duration"] / 1e9)
+            before.append(reply["load_duration"] / 1e9)
 
     return measure
 
@@ -117,34 +110,18 @@ def measured(engine: Engine, limit: Limit, records: int, turns: int) -> dict[str
     }
 
 
-def ollama(scratch: Path, weights: Path, records: int, turns: int) -> dict[str, Any]:
+def ollama(weights: Path, records: int, turns: int, *, prompt_cache: bool) -> dict[str, Any]:
     """A fresh Ollama with this model."""
-    with local_ollama(scratch, slots=OLLAMA_SLOTS) as running:
+    with (
+        tempfile.TemporaryDirectory(prefix="countersign-benchmark-") as scratch,
+        local_ollama(Path(scratch), slots=OLLAMA_SLOTS, prompt_cache=prompt_cache) as running,
+    ):
         running.create("worker", weights)
         connection = EngineConnection(running.url, timeout_s=TIMEOUT_S)
         engine = OllamaServer(connection, model="worker", context=CONTEXT, slots=None)
         before: list[float] = []
         row = measured(engine, ollamas_word(running.url, before), records, turns)
         return {**row, "s_before_it_computes": round(statistics.median(before), 3)}
-
-
-def deeper(weights: Path, target: Path, *, times: int) -> None:
-    """The model with so many times its layers, which says what it said: the new ones add zero to what passes them."""
-
-    def stored(tensor: gguf.ReaderTensor) -> list[Any]:
-        data, quantization = tensor.data, tensor.tensor_type
-        if not tensor.name.startswith("blk."):
-            return [(tensor.name, data, quantization)]
-        _, layer, name = tensor.name.split(".", 2)
-        added = np.zeros_like(data) if name in ("attn_output.weight", "ffn_down.weight") else data
-        return [
-            (f"blk.{int(layer) * times + copy}.{name}", added if copy else data, quantization)
-            for copy in range(times)
-        ]
-
-    field = gguf.GGUFReader(weights).get_field("llama.block_count")
-    assert field is not None, weights
-    rewrite_gguf(weights, target, numbers={"llama.block_count": times * int(field.contents())}, stored=stored)
 
 
 def main() -> None:
@@ -155,7 +132,6 @@ def main() -> None:
     parser.add_argument(
         "--slots", type=int, default=2, help="of llama-server and of the engine in the process"
     )
-    parser.add_argument("--layers-times", type=int, default=4)
     options = parser.parse_args()
     records, turns, slots = options.records, options.turns, options.slots
     weights, own_tool = model_file("smollm2-135m-instruct"), built("llama-bench")
@@ -172,13 +148,10 @@ def main() -> None:
     answer["in the process against llama-bench in the wheel"] = measured(
         embedded, llama_bench(weights, in_wheel), records, turns
     )
-    with tempfile.TemporaryDirectory(prefix="countersign-benchmark-") as scratch:
-        answer["Ollama against its own word"] = ollama(Path(scratch), weights, records, turns)
-    with tempfile.TemporaryDirectory(prefix="countersign-benchmark-") as scratch:
-        deep = Path(scratch) / "deep.gguf"
-        deeper(weights, deep, times=options.layers_times)
-        name = f"Ollama against its own word, {options.layers_times} times the layers"
-        answer[name] = ollama(Path(scratch), deep, -(-records // 2), turns)
+    answer["Ollama against its own word"] = ollama(weights, records, turns, prompt_cache=False)
+    answer["Ollama with its prompt cache against its own word"] = ollama(
+        weights, records, turns, prompt_cache=True
+    )
     print(json.dumps(answer, indent=2))
 
 

@@ -67,8 +67,14 @@ class LocalOllama:
 
 
 @contextmanager
-def local_ollama(root: Path, *, slots: int) -> Iterator[LocalOllama]:
-    """An Ollama of the caller's own: cloud off, nothing outside `root`."""
+def local_ollama(root: Path, *, slots: int, prompt_cache: bool = False) -> Iterator[LocalOllama]:
+    """An Ollama of the caller's own: cloud off, nothing outside `root`.
+
+    Args:
+        root: An empty folder.
+        slots: Requests that are computed at once.
+        prompt_cache: With llama.cpp's own copies of finished prompts in main memory.
+    """
     binary = paths.engines() / "bin" / "ollama"
     address = f"127.0.0.1:{free_port()}"
     environment = {
@@ -79,6 +85,7 @@ def local_ollama(root: Path, *, slots: int) -> Iterator[LocalOllama]:
         "OLLAMA_NO_CLOUD": "1",
         "OLLAMA_NOPRUNE": "1",
         "OLLAMA_NUM_PARALLEL": str(slots),
+        **({} if prompt_cache else {"LLAMA_ARG_CACHE_RAM": "0"}),
     }
     with _running([binary, "serve"], f"http://{address}/api/version", environment):
         yield LocalOllama(f"http://{address}", binary, root, environment)
@@ -86,11 +93,13 @@ def local_ollama(root: Path, *, slots: int) -> Iterator[LocalOllama]:
 
 @contextmanager
 def local_llama_server(weights: Path, *, slots: int | None, context: int) -> Iterator[str]:
-    """A llama-server of the caller's own, with its own number of slots for None; yields its address."""
+    """A llama-server of the caller's own, started as the README says, or for None as it starts by itself; yields its
+    address.
+    """
     port = free_port()
     command: list[str | Path] = [paths.engines() / "bin" / "llama-server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--model", weights, "--alias", weights.name]
     command += ["--ctx-size", str(context * (slots or 1)), "--offline", "--no-webui"]
-    command += ["--parallel", str(slots)] if slots else []
+    command += ["--parallel", str(slots), "--cache-ram", "0"] if slots else []
     with _running(command, f"http://127.0.0.1:{port}/health"):
         yield f"http://127.0.0.1:{port}"

@@ -64,6 +64,7 @@ class Workload:
         )
         self.prefix_tokens, _ = engine.prefill(engine.tokenize(prefix), slot=0)
         engine.warm(engine.tokenize(prefix))
+        self._tells_cached = engine.prefill(engine.tokenize(prefix), slot=0)[1] > 0
         self.labelled, self.bare = Pace(), Pace()
         self.scored = self.set_aside = 0
 
@@ -81,9 +82,7 @@ class Workload:
 
     def prefill(self, count: int) -> None:
         """Reads so many such prompts with nothing else done: fresh words behind the shared prefix."""
-        before, behind = self._prompt.prefix, self._prompt.cue
-        texts = [f"{before}{_words(self._dice, RECORD_TOKENS)}{behind}" for _ in range(count)]
-        prompts = [self._engine.tokenize(text) for text in texts]
+        prompts = [self._engine.tokenize(self.fresh_prompt()) for _ in range(count)]
 
         def ask(turn: int) -> int:
             return self._fresh(*self._engine.prefill(prompts[turn], slot=turn % self._engine.slots))
@@ -93,9 +92,13 @@ class Workload:
             tokens = sum(pool.map(ask, range(count)))
         self.bare.add(tokens, time.perf_counter() - started)
 
+    def fresh_prompt(self) -> str:
+        """The prompt of a record that was never asked."""
+        return f"{self._prompt.prefix}{_words(self._dice, RECORD_TOKENS)}{self._prompt.cue}"
+
     def _fresh(self, sent: int, cached: int) -> int:
         """Tokens computed; an engine that does not tell what it had cached had the prefix."""
-        return sent - (cached if self._engine.counts else self.prefix_tokens)
+        return sent - (cached if self._tells_cached else self.prefix_tokens)
 
 
 def bench(

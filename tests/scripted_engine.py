@@ -28,6 +28,15 @@ _FILLERS = (" the", " a", " it", " of")
 _REASONS = {200: "OK", 302: "Found", 404: "Not Found", 429: "Too Many Requests"}
 BOS = 1
 WIDTH = 16
+OLLAMA_0_24_REFUSES = "the input length exceeds the context length"
+OLLAMA_0_34_REFUSES = json.dumps(  # its llama-server's answer, as a text
+    {
+        "error": {
+            "code": 400,
+            "message": "request (1620 tokens) exceeds the available context size (512 tokens)",
+        }
+    }
+)
 FAULTS = (
     "refuse",
     "hang",
@@ -103,6 +112,7 @@ class ScriptedEngine:
         self.model_entry: dict[str, Any] = {}  # keys laid over the model's entry in both lists
         self.parallel = 4  # requests computed at once on Ollama's routes
         self.cuts_prompts = False  # on Ollama's and OpenAI's routes
+        self.ollama_refuses = OLLAMA_0_24_REFUSES  # a prompt that does not fit
         self._busy = 0
         self._waiting: list[Any] = []
         self._swap_after: tuple[int, str] | None = None
@@ -270,7 +280,7 @@ class ScriptedEngine:
     def generate(self, body: dict[str, Any]) -> tuple[dict[str, Any], int]:
         told = self.told_by_text(body["prompt"])
         if told is None:
-            return {"error": "the input length exceeds the context length"}, 400
+            return {"error": self.ollama_refuses}, 400
         count, entries = told
         reply: dict[str, Any] = {"response": "", "done": True, "prompt_eval_count": count, "eval_count": 1}
         if "format" in body:

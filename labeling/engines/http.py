@@ -46,6 +46,11 @@ def check_address(url: str, allowed_hosts: Sequence[str]) -> None:
         )
 
 
+def says_too_long(error: EngineError) -> bool:
+    """Whether this is how a server refuses a prompt that does not fit: each has words of its own, Ollama by version."""
+    return "context" in error.found and ("exceed" in error.found or "maximum" in error.found)
+
+
 class EngineConnection:
     """Kept-alive connections to one server, as many as there are requests at once.
 

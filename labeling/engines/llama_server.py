@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from labeling.engines.http import EngineConnection, finite
+from labeling.engines.http import EngineConnection, finite, says_too_long
 from labeling.engines.protocol import FirstToken, Identity, LabelCode, LabelScores, Tokens
 from labeling.engines.structured import Schema, checked_answer
 from schemas.errors import EngineError, PromptTooLong
@@ -177,7 +177,7 @@ class LlamaServer:
         try:
             reply = self._http.call("POST", "/completion", body)
         except EngineError as error:
-            if "exceed" in error.found and "context" in error.found:
+            if says_too_long(error):
                 raise PromptTooLong(
                     error.path,
                     found=f"{len(prompt.ids)} tokens",

@@ -9,21 +9,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from labeling import paths
 from labeling.storage import sha256_of, write_bytes
 from schemas.errors import ModelFileError
-
-if TYPE_CHECKING:
-    from gguf import GGMLQuantizationType, ReaderTensor
-
-    Stored = tuple[str, npt.NDArray[Any], GGMLQuantizationType]
 
 
 def lock() -> dict[str, dict[str, Any]]:
@@ -157,45 +150,21 @@ def _as_q8_0(source: Path, target: Path) -> None:
     from gguf.quants import dequantize, quantize
 
     wanted = gguf.GGMLQuantizationType.Q8_0
-
-    def stored(tensor: "ReaderTensor") -> "list[Stored]":
-        if tensor.tensor_type != gguf.GGMLQuantizationType.Q4_1:
-            return [(tensor.name, tensor.data, tensor.tensor_type)]
-        return [(tensor.name, quantize(dequantize(tensor.data, tensor.tensor_type), wanted), wanted)]
-
-    rewrite_gguf(source, target, numbers={"general.file_type": gguf.LlamaFileType.MOSTLY_Q8_0}, stored=stored)
-
-
-def rewrite_gguf(
-    source: Path,
-    target: Path,
-    *,
-    numbers: Mapping[str, int],
-    stored: "Callable[[ReaderTensor], list[Stored]]",
-) -> None:
-    """A GGUF with other numbers in its header and other tensors, else as it was; deterministic byte for byte.
-
-    Args:
-        source: The file to read.
-        target: The file to write.
-        numbers: Unsigned header fields that replace the source's; they are written last.
-        stored: What is stored in place of a tensor: names, data and types.
-    """
-    import gguf
-
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, reader.get_field("general.architecture").contents())
     for name, entry in reader.fields.items():
-        if name.startswith("GGUF.") or name == "general.architecture" or name in numbers:
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
             continue
         kind = entry.types[0]
         inner = {"sub_type": entry.types[-1]} if kind == gguf.GGUFValueType.ARRAY else {}
         writer.add_key_value(name, entry.contents(), kind, **inner)
-    for name, number in numbers.items():
-        writer.add_uint32(name, number)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     for tensor in reader.tensors:
-        for name, data, quantization in stored(tensor):
-            writer.add_tensor(name, data, raw_dtype=quantization)
+        if tensor.tensor_type == gguf.GGMLQuantizationType.Q4_1:
+            exact = dequantize(tensor.data, tensor.tensor_type)
+            writer.add_tensor(tensor.name, quantize(exact, wanted), raw_dtype=wanted)
+        else:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import ollama
 
-from labeling.engines.http import EngineConnection, finite
+from labeling.engines.http import EngineConnection, finite, says_too_long
 from labeling.engines.protocol import FirstToken, Identity, LabelCode, LabelScores, Tokens
 from labeling.engines.structured import Schema, checked_answer
 from labeling.engines.top_tokens import (
@@ -81,8 +81,8 @@ class OllamaServer:
         self.parallel: int | None = None
         if slots is None:
             self.parallel = self._measure_slots()
-            # Ollama works on a request for 40 to 90 ms before it is computed (it reads the model's header anew for
-            # each): two wait for each that is computed, or slots idle between two.
+            # Ollama 0.24 works on a request for 40 to 90 ms before it is computed (it reads the model's header anew for
+            # each; 0.34 takes 1 ms): two wait for each that is computed, or slots idle between two.
             self.slots = 3 * self.parallel
 
     def _refuse_cloud(self) -> None:
@@ -171,7 +171,7 @@ class OllamaServer:
         return self._vocabulary.first_token(text)
 
     def prefill(self, prompt: Tokens, *, slot: int) -> tuple[int, int]:
-        return int(self._generate(prompt.text, {"num_predict": 1})["prompt_eval_count"]), 0
+        return _tokens(self._generate(prompt.text, {"num_predict": 1}))
 
     def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
         started = time.perf_counter()
@@ -191,8 +191,7 @@ class OllamaServer:
                 next_step="The record is set aside; another prompt may help (`countersign compare`).",
             )
         log_probs, mass, label_first = label_log_probs(pairs, codes, where=where)
-        sent = int(reply["prompt_eval_count"])
-        return LabelScores(log_probs, mass, sent, 0, time.perf_counter() - started, label_first)
+        return LabelScores(log_probs, mass, *_tokens(reply), time.perf_counter() - started, label_first)
 
     def generate(self, prompt: Tokens, schema: Schema, *, most_tokens: int, slot: int) -> Any:
         reply = self._generate(prompt.text, {"num_predict": most_tokens, "temperature": 0.0}, schema=schema)
@@ -232,7 +231,7 @@ class OllamaServer:
         try:
             reply = self._http.call("POST", "/api/generate", body)
         except EngineError as error:
-            if "exceeds the context length" in error.found or "input length" in error.found:
+            if says_too_long(error):
                 raise too_long(where, "a prompt that does not fit", self.context) from error
             raise
         if not isinstance(reply, dict):
@@ -280,6 +279,11 @@ class OllamaServer:
 
     def close(self) -> None:
         self._http.close()
+
+
+def _tokens(reply: dict[str, Any]) -> tuple[int, int]:
+    """Sent, and served by the cache, which a newer Ollama tells (0.34 does, 0.30 does not)."""
+    return int(reply["prompt_eval_count"]), int(finite(reply.get("prompt_eval_cached_count")) or 0)
 
 
 def _refuse_cloud_name(model: str, key: str) -> None:

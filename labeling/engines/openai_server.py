@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from labeling.engines.http import EngineConnection, finite
+from labeling.engines.http import EngineConnection, finite, says_too_long
 from labeling.engines.protocol import FirstToken, Identity, LabelCode, LabelScores, Tokens
 from labeling.engines.structured import Schema, checked_answer
 from labeling.engines.top_tokens import (
@@ -83,13 +83,8 @@ class OpenAIServer:
         where = f"{self._http.url}/v1/completions"
         top = _first_position(reply, where)
         log_probs, mass, label_first = label_log_probs(top, codes, where=where)
-        usage = reply["usage"]
-        details = usage.get("prompt_tokens_details")
-        cached = finite(details.get("cached_tokens")) if isinstance(details, dict) else None
         seconds = time.perf_counter() - started
-        return LabelScores(
-            log_probs, mass, int(usage["prompt_tokens"]), int(cached or 0), seconds, label_first
-        )
+        return LabelScores(log_probs, mass, *_tokens(reply), seconds, label_first)
 
     def generate(self, prompt: Tokens, schema: Schema, *, most_tokens: int, slot: int) -> Any:
         form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}
@@ -107,7 +102,7 @@ class OpenAIServer:
         try:
             reply = self._http.call("POST", "/v1/completions", body)
         except EngineError as error:
-            if "context" in error.found and ("exceed" in error.found or "maximum" in error.found):
+            if says_too_long(error):
                 raise too_long(where, "a prompt that does not fit", self.context) from error
             raise
         usage = reply.get("usage") if isinstance(reply, dict) else None
@@ -117,7 +112,7 @@ class OpenAIServer:
         return answer
 
     def prefill(self, prompt: Tokens, *, slot: int) -> tuple[int, int]:
-        return int(self._complete(prompt.text, {"max_tokens": 1})["usage"]["prompt_tokens"]), 0
+        return _tokens(self._complete(prompt.text, {"max_tokens": 1}))
 
     def warm(self, prefix: Tokens) -> None:
         if prefix.text:
@@ -125,6 +120,14 @@ class OpenAIServer:
 
     def close(self) -> None:
         self._http.close()
+
+
+def _tokens(reply: dict[str, Any]) -> tuple[int, int]:
+    """Sent, and served by the cache as far as the server tells."""
+    usage = reply["usage"]
+    details = usage.get("prompt_tokens_details")
+    cached = finite(details.get("cached_tokens")) if isinstance(details, dict) else None
+    return int(usage["prompt_tokens"]), int(cached or 0)
 
 
 def _first_choice(reply: dict[str, Any]) -> dict[str, Any]:

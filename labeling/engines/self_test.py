@@ -132,27 +132,32 @@ def _together(
 def _prefix_kept(engine: Engine, prompt: Prompt) -> Point:
     """Does every slot still hold the shared start of all prompts when its turn comes?"""
     name = "prefix cache"
-    if not engine.counts:
-        return Point(name, None, False, "This engine does not tell how many tokens its cache served.")
     prefix = engine.tokenize(prompt.prefix)
-    shared = len(prefix.ids) if prompt.prefix else 0
+    shared = 0
+    if prompt.prefix:
+        shared = len(prefix.ids) if engine.counts else engine.prefill(prefix, slot=0)[0]
     if shared < LEAST_SHARED:
         sentence = (
             f"The prompt has {shared} tokens before the record's text: nothing worth keeping in a cache."
         )
         return Point(name, None, False, sentence)
     engine.warm(prefix)
+    if not engine.counts and not engine.prefill(prefix, slot=0)[1]:
+        return Point(name, None, False, "This engine does not tell how many tokens its cache served.")
+    # An engine that is sent texts chooses the slot itself.
+    asked, places = (engine.slots, "slots") if engine.counts else (TRIES, "requests")
     lost = 0
-    for slot in range(engine.slots):
+    for slot in range(asked):
         tokens = engine.tokenize(prompt.around(SENTENCES[slot % len(SENTENCES)]))
         lost += engine.score(tokens, prompt.codes, slot=slot).tokens_cached < shared / 2
     if not lost:
-        return Point(name, True, False, f"Every slot keeps the {shared} tokens that all prompts start with.")
+        kept = "Every slot keeps" if engine.counts else "The cache keeps"
+        return Point(name, True, False, f"{kept} the {shared} tokens that all prompts start with.")
     return Point(
         name,
         False,
         False,
-        f"The {shared} tokens that all prompts start with are read anew on {lost} of {engine.slots} slots.",
+        f"The {shared} tokens that all prompts start with are read anew on {lost} of {asked} {places}.",
         "llama-server: start it with --parallel (without it, slots at rest lose their cache); others: turn the prompt "
         "cache on.",
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted_engine import FAULTS, ScriptedEngine
+from scripted_engine import FAULTS, OLLAMA_0_34_REFUSES, ScriptedEngine
 from small_projects import ProjectFactory
 
 from labeling.calibration import fit_batch_calibration
@@ -59,6 +59,10 @@ def prompt_for(engine: Engine) -> Prompt:
     codes = label_codes(LABELS, engine.first_token)
     prefix = "Which?\nLabels: alpha, beta.\n\nText: "
     return Prompt(PromptTemplate("plain", prefix), codes, (), prefix, "\nLabel:")
+
+
+def with_a_long_prefix(engine: Engine) -> Prompt:
+    return replace(prompt_for(engine), prefix="Which of these is it? " * 10 + "Text: ")
 
 
 def batch(engine: Engine, *texts: str, over_long: str = "head_tail") -> BatchOutcome:
@@ -197,6 +201,17 @@ def test_an_over_long_record_is_fitted_by_asking(
     (row,) = outcome.scored
     assert row.fit == over_long
     assert row.log_probs[0] > row.log_probs[1]
+
+
+def test_an_over_long_record_is_fitted_in_whatever_words_ollama_refuses_it(
+    scripted: ScriptedEngine, connect_by_text: Open
+) -> None:
+    scripted.context, scripted.ollama_refuses = 64, OLLAMA_0_34_REFUSES
+
+    outcome = batch(connect_by_text(scripted, "ollama"), "alpha " + "some words that go on " * 40)
+
+    (row,) = outcome.scored
+    assert row.fit == "head_tail"
 
 
 def test_an_over_long_record_is_set_aside_where_the_project_says_so(
@@ -601,6 +616,51 @@ def test_an_engine_without_a_prefix_cache_is_told_but_works(
     (point,) = [point for point in points if point.name == "prefix cache"]
     assert point.passed is False and "on 4 of 4 slots" in point.sentence and "--parallel" in point.next_step
     require(points)
+
+
+CACHED = {
+    "ollama": lambda count: {"prompt_eval_cached_count": count},
+    "openai": lambda count: {
+        "usage": {"prompt_tokens": 60, "prompt_tokens_details": {"cached_tokens": count}}
+    },
+}
+
+
+def test_what_the_cache_served_is_kept_where_the_server_tells_it(
+    kind: str, scripted: ScriptedEngine, connect_by_text: Open
+) -> None:
+    scripted.hidden = CACHED[kind](40)
+    engine = connect_by_text(scripted, kind)
+
+    (row,) = batch(engine, "alpha").scored
+    points = self_test(engine, with_a_long_prefix(engine))
+
+    assert row.tokens_cached == 40
+    (point,) = [point for point in points if point.name == "prefix cache"]
+    assert point.passed is True and point.sentence.startswith("The cache keeps")
+
+
+def test_a_cache_that_loses_the_shared_start_is_told(
+    kind: str, scripted: ScriptedEngine, connect_by_text: Open
+) -> None:
+    scripted.hidden = CACHED[kind](2)
+    engine = connect_by_text(scripted, kind)
+
+    points = self_test(engine, with_a_long_prefix(engine))
+
+    (point,) = [point for point in points if point.name == "prefix cache"]
+    assert point.passed is False and "on 3 of 3 requests" in point.sentence
+
+
+def test_a_server_that_does_not_tell_what_its_cache_served_is_not_blamed(
+    kind: str, scripted: ScriptedEngine, connect_by_text: Open
+) -> None:
+    engine = connect_by_text(scripted, kind)
+
+    points = self_test(engine, with_a_long_prefix(engine))
+
+    (point,) = [point for point in points if point.name == "prefix cache"]
+    assert point.passed is None and "does not tell" in point.sentence
 
 
 def test_a_prompt_that_starts_with_the_record_has_nothing_for_a_cache_to_keep(
