@@ -12,9 +12,8 @@ neighbours make speeds vary by a fifth and more from run to run; ratios are of f
 
 Three things about figures that look odd. The shares of engine_limits swing by 0.05 and more from turn to turn
 (share_of_limit_by_turn), so that a second decimal means little. The engine in the process is held against llama-bench
-on its own code (docs/decisions/0014). Ollama's loss is not the pipeline's: most of it is in share_of_bare_prefill's
-bare prefill too. `ollama serve` spends s_before_it_computes on each request, on the cores that compute: its sources
-read the header of the model's file, vocabulary and all, four times a request to learn what the model can do.
+on its own code (docs/decisions/0014). Ollama can be above 1: its limit is one prompt after the other, and its slots
+compute several in one batch; its prompt cache in main memory is what deployments/ turns off (docs/decisions/0017).
 engine_share labels short messages of 50 tokens, and most of its six labels are so unlikely for this model that each
 record needs a second call.
 """

@@ -33,7 +33,7 @@ from schemas.project import Project
 CONTEXT = 1024
 SLOTS = 2  # of llama-server and of the engine in the process, which suit two cores
 OLLAMA_SLOTS = 4
-BLOCK = 100
+BLOCK = 200  # the last records of a block leave slots idle, which a run of thousands does once
 # A project's own prompt, as its lead would write it after a look at the sample.
 PROMPT = PromptTemplate(
     "topic",
@@ -154,7 +154,7 @@ def main() -> None:
     """Command line of this benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--records", type=int, default=200)
+    parser.add_argument("--records", type=int, default=600)
     options = parser.parse_args()
     project = a_project()
     rows = pl.read_parquet(options.file).head(options.records).select("text", "label").rows()

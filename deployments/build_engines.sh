@@ -42,7 +42,8 @@ fi
 if ! built llama-server "$wheel"; then
   echo "building llama-server and llama-bench (some minutes) ..." >&2
   cmake -S "$tree" -B "$out/src/build-$wheel" -G Ninja -DCMAKE_BUILD_TYPE=Release \
-    -DCMAKE_C_FLAGS="$no_amx" -DCMAKE_CXX_FLAGS="$no_amx" -DLLAMA_BUILD_COMMIT="xllamacpp-$wheel" \
+    -DCMAKE_C_FLAGS="$no_amx" -DCMAKE_CXX_FLAGS="$no_amx" \
+    -DLLAMA_BUILD_NUMBER=0 -DLLAMA_BUILD_COMMIT="xllamacpp-$wheel" \
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF \
     -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON >/dev/null
   cmake --build "$out/src/build-$wheel" --target llama-server llama-bench >/dev/null
