@@ -1,6 +1,7 @@
 """The records of a project as the phases need them: which are to be labelled, their texts and their vectors."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -136,18 +137,22 @@ class Vectors:
 
     Attributes:
         matrix: (n, d) what the embedding model made of each.
-        lexical: (n, e) how each is written, in the same order; None where that was never computed.
     """
 
     def __init__(
         self,
         ids: Sequence[str],
         matrix: npt.NDArray[np.float32],
-        lexical: npt.NDArray[np.float32] | None = None,
+        lexical: Callable[[], npt.NDArray[np.float32] | None] = lambda: None,
     ) -> None:
         self._row = {record_id: index for index, record_id in enumerate(ids)}
         self.matrix = matrix
-        self.lexical = lexical
+        self._read_lexical = lexical
+
+    @cached_property
+    def lexical(self) -> npt.NDArray[np.float32] | None:
+        """(n, e) how each is written, in the same order, read when first asked for; None where never computed."""
+        return self._read_lexical()
 
     @classmethod
     def load(cls, project: Project, folder: ProjectFolder) -> "Vectors | None":
@@ -163,7 +168,7 @@ class Vectors:
             return None
         frame = _read_vectors(project, matching[-1])
         ids = frame["record_id"].to_list()
-        return cls(ids, _as_matrix(frame), _lexical_rows(project, folder, ids))
+        return cls(ids, _as_matrix(frame), lambda: _lexical_rows(project, folder, ids))
 
     def of(self, record_ids: Sequence[str]) -> npt.NDArray[np.float32]:
         """(n, d) rows in the order asked for."""
