@@ -71,6 +71,10 @@ def ollamas_word(url: str, before: list[float]) -> Limit:
                 "options": {"num_ctx": CONTEXT, "num_predict": 1},
             }
             reply = httpx.post(f"{url}/api/generate", json=body, timeout=TIMEOUT_S, trust_env=False).json()
+            if "prompt_eval_cached_count" not in reply:
+                sys.exit(
+                    "This Ollama does not tell what its cache served: take 0.34 or later (`make engines`)."
+                )
             fresh = reply["prompt_eval_count"] - reply["prompt_eval_cached_count"]
             pace.add(fresh, reply["prompt_eval_duration"] / 1e9)
             before.append(reply["load_duration"] / 1e9)

@@ -64,7 +64,7 @@ class Workload:
         )
         self.prefix_tokens, _ = engine.prefill(engine.tokenize(prefix), slot=0)
         engine.warm(engine.tokenize(prefix))
-        self._tells_cached = engine.prefill(engine.tokenize(prefix), slot=0)[1] > 0
+        self._tells_cached = engine.counts or engine.prefill(engine.tokenize(prefix), slot=0)[1] > 0
         self.labelled, self.bare = Pace(), Pace()
         self.scored = self.set_aside = 0
 

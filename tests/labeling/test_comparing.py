@@ -9,7 +9,9 @@ from small_projects import ProjectFactory
 
 from labeling.benchmarking import bench, bench_row
 from labeling.comparing import compare, comparison_table
+from labeling.engines.http import EngineConnection
 from labeling.engines.llama_server import LlamaServer
+from labeling.engines.ollama_server import OllamaServer
 from labeling.ingest import ingest
 from labeling.record_store import record_ids, texts_of
 from labeling.storage import project_lock
@@ -123,3 +125,13 @@ def test_the_bench_counts_what_it_did(scripted: ScriptedEngine, connect: Callabl
     assert answer["records"] == 8 and answer["set_aside"] == 0
     assert answer["records_per_hour"] > 0 and answer["engine_limit_share"] > 0
     assert answer["hardware"] in bench_row(answer)
+
+
+def test_the_bench_counts_what_ollama_says_it_computed(scripted: ScriptedEngine) -> None:
+    scripted.labels, scripted.context = ("Question", "Complaint", "Request", "Other"), 4096
+    scripted.hidden = {"prompt_eval_count": 400, "prompt_eval_cached_count": 150}
+    connection = EngineConnection(scripted.url, timeout_s=5)
+
+    answer = bench(OllamaServer(connection, model="scripted.gguf", context=4096, slots=2), records=4)
+
+    assert answer["tokens_per_record"] == 250
