@@ -7,8 +7,9 @@ from typing import Any
 HEAD = """# Measured figures
 
 Every figure here was printed by a command in `benchmarks/` and is stored in `docs/benchmarks/`; this page is written
-by `python -m benchmarks.page`, all of it anew by `make benchmarks`. The machines were virtual ones without a GPU, whose
-neighbours make speeds vary by a fifth and more from run to run; ratios are of figures measured in turn in one run.
+by `python -m benchmarks.page`, all of it anew by `make benchmarks` but what needs the older Ollama. The machines were
+virtual ones without a GPU, whose neighbours make speeds vary by a fifth and more from run to run; ratios are of figures
+measured in turn in one run.
 
 Three things about figures that look odd. The shares of engine_limits swing by 0.05 and more from turn to turn
 (share_of_limit_by_turn), so that a second decimal means little. The engine in the process is held against llama-bench
