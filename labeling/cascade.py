@@ -35,9 +35,9 @@ def batch_of(project: Project, folder: ProjectFolder, store: ScoreStore) -> set[
 
     Where some were left to the student, those with a score are the hard ones, and their mean is not the data's.
     """
-    if store.scored.rows() + store.rejected.rows() >= records_table(project, folder).rows():
+    if store.scored.rows() + store.set_aside().height >= records_table(project, folder).rows():
         return None  # the usual case, told without reading a million ids
-    ids, known = record_ids(project, folder), store.known()
+    ids, known = record_ids(project, folder), store.asked()
     if known.issuperset(ids):
         return None
     drawn = random_share(project, ids)

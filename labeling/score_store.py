@@ -5,6 +5,7 @@ the same rows. A shard is committed whole or not at all, so a killed run asks ag
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -16,10 +17,10 @@ from labeling.engines.protocol import Engine
 from labeling.label_lists import label_lists
 from labeling.paths import ProjectFolder
 from labeling.prompts import Prompt
-from labeling.scoring import BatchOutcome, score_batch
+from labeling.scoring import NO_ANSWER, BatchOutcome, score_batch
 from labeling.storage import Table, write_content_addressed
 from schemas import tables
-from schemas.errors import IdentityChanged, TooManyRejected
+from schemas.errors import EngineUnavailable, IdentityChanged, TooManyRejected
 from schemas.project import Project
 
 SCORED = pa.schema(
@@ -47,10 +48,23 @@ class ScoreStore:
         self.scored = Table(root / "scored", SCORED)
         self.rejected = Table(root / "rejected", tables.rejected(project.label_schema.task))
 
+    def asked(self) -> set[str]:
+        """Records that were asked and answered, or set aside."""
+        asked = set(self.scored.read(["record_id"])["record_id"].to_list())
+        return asked | set(self.rejected.read(["record_id"])["record_id"].to_list())
+
     def known(self) -> set[str]:
-        """Records that were asked and answered, or set aside: none of them is asked again."""
-        known = set(self.scored.read(["record_id"])["record_id"].to_list())
-        return known | set(self.rejected.read(["record_id"])["record_id"].to_list())
+        """Records that are not asked again: all that were asked, but those that met an engine that was away. These are
+        asked once more: a server that restarts for some seconds says nothing about the records of that time."""
+        away = self.rejected.read(["record_id", "reason"]).filter(
+            pl.col("reason").str.starts_with(NO_ANSWER) & pl.col("record_id").is_unique()
+        )
+        return self.asked() - (set(away["record_id"]) - set(self.scored.read(["record_id"])["record_id"]))
+
+    def set_aside(self) -> pl.DataFrame:
+        """The last row of each record that was set aside and has no score since."""
+        rows = self.rejected.read().unique("record_id", keep="last", maintain_order=True)
+        return rows.join(self.scored.read(["record_id"]), on="record_id", how="anti") if rows.height else rows
 
     def rows(self, columns: Sequence[str], *, origin: str | None = None) -> pl.DataFrame:
         """Scored rows; with `origin` only the shards made from that part of records, and those of chosen records.
@@ -125,15 +139,24 @@ def score_missing(
     fresh = (record for record in records if record[0] not in known)
     lists = label_lists(project, folder, engine, prompt)
     while shard := list(islice(fresh, project.limits.shard_records)):
-        outcome = score_batch(
+        ask = partial(
+            score_batch,
             engine,
             prompt,
             shard,
             over_long=project.prompts.over_long,
-            on_record=on_record,
             prompt_for=None if lists is None else lists.prompt_for,
+            most_set_aside=int(project.quality.max_rejected_share * len(shard))
+            if len(shard) >= LEAST_FOR_SHARE
+            else None,
         )
-        _check_identity(engine, folder, store)
+        outcome = ask(on_record=on_record)
+        try:
+            _check_identity(engine, folder, store)
+        except EngineUnavailable:
+            # One of several servers answered and is gone, so that nobody knows what it was: the others are asked.
+            outcome = ask()
+            _check_identity(engine, folder, store)
         asked += len(shard)
         lost += len(outcome.set_aside)
         if len(shard) >= LEAST_FOR_SHARE:

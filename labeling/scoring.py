@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
 
@@ -20,6 +21,9 @@ FIRST_PAUSE_S = 0.2
 _GAP = " […] "
 MOST_CHARS_A_TOKEN = 8
 LEAST_PIECE = 32
+NO_ANSWER = (
+    "no answer"  # begins the reason where the engine was away: nothing is known against the record itself
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,12 @@ class SetAside:
     raw_reply: str
     attempts: int
 
+    def __post_init__(self) -> None:
+        # A reply may hold half a surrogate pair, which no file can.
+        for name in ("reason", "raw_reply"):
+            storable = getattr(self, name).encode("utf-8", "backslashreplace").decode()
+            object.__setattr__(self, name, storable)
+
 
 @dataclass(frozen=True)
 class BatchOutcome:
@@ -65,6 +75,7 @@ def score_batch(
     on_record: Callable[[], None] | None = None,
     pause_s: float = FIRST_PAUSE_S,
     prompt_for: Callable[[str], Prompt] | None = None,
+    most_set_aside: int | None = None,
 ) -> BatchOutcome:
     """Scores (record_id, text) pairs with as many requests in flight as the engine has slots.
 
@@ -73,6 +84,8 @@ def score_batch(
     Args:
         prompt_for: The prompt of a record by its id, where it lists the labels in another order or only some of them;
             records of one prompt are asked one after the other. A label it does not list is `UNREPORTED`.
+        most_set_aside: Once more records than this are set aside no other is asked, and the outcome lacks the rest: an
+            engine that hangs would take hours to say the same of all.
     """
     outcomes: list[Scored | SetAside | None] = [None] * len(records)
     own = (
@@ -81,6 +94,7 @@ def score_batch(
     order = range(len(records))
     turns = iter(order if prompt_for is None else sorted(order, key=lambda turn: own[turn].prefix))
     stop = threading.Event()
+    lost = count(1)
 
     def work(lane: int) -> None:
         slot = lane % engine.slots
@@ -96,6 +110,8 @@ def score_batch(
                 raise
             if on_record is not None:
                 on_record()
+            if isinstance(outcome, SetAside) and most_set_aside is not None and next(lost) > most_set_aside:
+                stop.set()
 
     width = min(in_flight or engine.slots, len(records))
     if width <= 1:
@@ -137,9 +153,8 @@ def _score_one(
             return SetAside(record_id, f"control text: {error.found}", str(error), attempts)
         except EngineError as error:
             if attempts >= _tries(error):
-                return SetAside(
-                    record_id, f"unusable reply: {error.found}"[:300], str(error)[:4000], attempts
-                )
+                kind = NO_ANSWER if error.retryable else "unusable reply"
+                return SetAside(record_id, f"{kind}: {error.found}"[:300], str(error)[:4000], attempts)
             time.sleep(pause_s * 2 ** (attempts - 1))
 
 
@@ -210,19 +225,27 @@ def _tries(error: LabelingError) -> int:
 def _merged(
     record_id: str, replies: Sequence[LabelScores], weights: Sequence[int], fit: str, attempts: int
 ) -> Scored:
-    """Windows vote with the mean of their log-probabilities, a longer one more: a last line is no half of a story."""
+    """Windows vote with the mean of their log-probabilities, a longer one more: a last line is no half of a story.
+
+    A label that one window does not tell counts there as the least likely label that it does tell, which bounds it from
+    above; one that no window tells stays `UNREPORTED`.
+    """
     if len(replies) == 1:
         log_probs, mass = replies[0].log_probs, replies[0].label_mass
     else:
         rows = np.array([reply.log_probs for reply in replies])
-        log_probs = tuple(float(value) for value in np.average(rows, axis=0, weights=weights))
+        told = rows > UNREPORTED / 2
+        least = np.where(told, rows, np.inf).min(axis=1, keepdims=True)
+        means = np.average(np.where(told, rows, least), axis=0, weights=weights)
+        log_probs = tuple(float(value) for value in np.where(told.any(axis=0), means, UNREPORTED))
         mass = float(np.average([reply.label_mass for reply in replies], weights=weights))
+    sent = sum(reply.tokens_sent for reply in replies)
     return Scored(
         record_id,
         log_probs,
         mass,
-        sum(reply.tokens_sent for reply in replies),
-        sum(reply.tokens_cached for reply in replies),
+        sent,
+        min(max(0, sum(reply.tokens_cached for reply in replies)), sent),
         fit,
         attempts,
         sum(reply.duration_s for reply in replies),

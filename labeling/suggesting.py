@@ -146,7 +146,7 @@ def write_suggestions(
     suggester = Suggester(project, plan, store, vectors, batch=batch_of(project, folder, store))
     trained = set() if plan.stack is None else set(plan.stack["reference_ids"])
     done = {meta.get("records_part") for meta in suggestions.metas()}
-    set_aside = store.rejected.read()
+    set_aside = store.set_aside()
     counted = 0
     for part, frame in stream_records(project, folder, ["char_count"]):
         counted += frame.height
@@ -159,7 +159,7 @@ def write_suggestions(
         if progress is not None:
             progress(counted)
     if not rejected.exists:
-        rejected.append(set_aside.unique("record_id", keep="first", maintain_order=True).to_arrow())
+        rejected.append(set_aside.to_arrow())
     set_aside_ids = rejected.read(["record_id"])
     alone = sum(
         frame.filter(pl.col("by") == "student").join(set_aside_ids, on="record_id", how="anti").height

@@ -11,6 +11,8 @@ from schemas.errors import EngineError, EngineUnavailable
 
 FIRST_REST_S = 15.0
 LONGEST_REST_S = 600.0
+MOST_DOUBLINGS = 6
+MOST_USELESS = 3
 Answer = TypeVar("Answer")
 
 
@@ -18,7 +20,8 @@ class Fleet:
     """Engines that are the same model, quantization and version.
 
     Each lane of work belongs to one member. A member that does not answer rests, longer each time; its lanes ask the
-    others meanwhile, and one of them looks whether it is back. Lanes of a slow member simply take fewer records.
+    others meanwhile, and one of them looks whether it is back. Lanes of a slow member simply take fewer records. After
+    an answer that cannot be used, a lane tries another member, and one that gives several in a row rests too.
 
     Raises:
         EngineError: the members are not the same engine.
@@ -29,6 +32,10 @@ class Fleet:
         self._members = list(members)
         self._rests_until = [0.0] * len(members)
         self._rests = [0] * len(members)  # how often in a row
+        self._looked_at = [0.0] * len(members)  # whether it is back
+        self._useless = [0] * len(members)  # answers in a row that could not be used
+        self._elsewhere: dict[int, int] = {}  # lane: the member that gave it one
+        self._answered: set[int] = set()  # since the identity was last asked for
         self._lock = threading.Lock()
         self.slots = sum(member.slots for member in members)
         self.context = min(member.context for member in members)
@@ -64,38 +71,75 @@ class Fleet:
             )
 
     def identity(self) -> Identity:
-        """Of a member that answers; one that differs from the rest is told as it is, so that the run halts."""
-        answers = []
-        for index in self._order(0):
+        """Of the members that answer; one that differs from the rest is told as it is, so that the run halts.
+
+        Raises:
+            EngineUnavailable: none answers, or one that has answered since the last time does not: whose those
+                answers were cannot be known any more.
+        """
+        answered, self._answered = self._answered, set()
+        answers, gone = [], None
+        for index in dict.fromkeys([*self._order(0), *answered]):
+            asked = time.monotonic()
             try:
                 answers.append(self._members[index].identity())
                 self._woke(index)
-            except EngineUnavailable:
-                self._rest(index)
+            except EngineUnavailable as error:
+                self._rest(index, asked)
+                gone = error if index in answered else gone
+        differs = next((answer for answer in answers if answer != self._identity), None)
+        if differs is not None:
+            return differs
+        if gone is not None:
+            raise gone
         if not answers:
             raise self._none()
-        return next((answer for answer in answers if answer != self._identity), self._identity)
+        return self._identity
 
     def tokenize(self, text: str) -> Tokens:
-        return self._any(lambda member: member.tokenize(text))
+        return self._told(lambda member: member.tokenize(text))
 
     def first_token(self, text: str) -> FirstToken:
-        return self._any(lambda member: member.first_token(text))
+        return self._told(lambda member: member.first_token(text))
 
-    def _any(self, ask: Callable[[Engine], Answer], own: int = 0) -> Answer:
-        for index in self._order(own):
+    def _told(self, ask: Callable[[Engine], Answer]) -> Answer:
+        """What any member says of a text. Some say it without their server, so that it tells nothing of who is back."""
+        members = range(len(self._members))
+        for index in [index for index in members if not self._rests[index]] or members:
+            asked = time.monotonic()
             try:
-                answer = ask(self._members[index])
+                return ask(self._members[index])
             except EngineUnavailable:
-                self._rest(index)
-            else:
-                self._woke(index)
-                return answer
+                self._rest(index, asked)
         raise self._none()
 
     def _on_lane(self, slot: int, ask: Callable[[Engine, int], Answer]) -> Answer:
-        own, inner = self._lanes[slot % len(self._lanes)]
-        return self._any(lambda member: ask(member, inner % member.slots), own)
+        lane = slot % len(self._lanes)
+        own, inner = self._lanes[lane]
+        turns = self._order(own)
+        avoided = self._elsewhere.pop(lane, None)
+        if len(turns) > 1 and avoided in turns:
+            turns.remove(avoided)
+            turns.append(avoided)
+        for index in turns:
+            member, asked = self._members[index], time.monotonic()
+            try:
+                answer = ask(member, inner % member.slots)
+            except EngineUnavailable:
+                self._rest(index, asked)
+            except EngineError as error:
+                if type(error) is EngineError:
+                    self._elsewhere[lane] = index
+                    self._useless[index] += 1
+                    if self._useless[index] >= MOST_USELESS:
+                        self._rest(index, asked)
+                raise
+            else:
+                self._useless[index] = 0
+                self._answered.add(index)
+                self._woke(index)
+                return answer
+        raise self._none()
 
     def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
         return self._on_lane(slot, lambda member, inner: member.score(prompt, codes, slot=inner))
@@ -113,19 +157,25 @@ class Fleet:
         with self._lock:
             awake = []
             for index in turns:
-                failed = self._rests[index] > 0
-                if self._rests_until[index] > now or (failed and index != own):
+                if self._rests_until[index] > now:
                     continue
+                if self._rests[
+                    index
+                ]:  # one lane of its own looks whether it is back, the others leave it alone
+                    if index != own or self._looked_at[index] + FIRST_REST_S > now:
+                        continue
+                    self._looked_at[index] = now
                 awake.append(index)
-                if failed:  # this lane looks whether it is back; the others leave it alone meanwhile
-                    self._rests_until[index] = now + FIRST_REST_S
         return awake or turns
 
-    def _rest(self, index: int) -> None:
+    def _rest(self, index: int, asked: float) -> None:
+        """Sends a member to rest that failed on what it was asked then; lanes that fail at once are one failure."""
         with self._lock:
-            pause = min(FIRST_REST_S * 2 ** self._rests[index], LONGEST_REST_S)
-            self._rests[index] += 1
-            self._rests_until[index] = time.monotonic() + pause
+            if asked < self._rests_until[index]:
+                return
+            now = time.monotonic()
+            self._rests_until[index] = now + min(FIRST_REST_S * 2 ** self._rests[index], LONGEST_REST_S)
+            self._rests[index] = min(self._rests[index] + 1, MOST_DOUBLINGS)
 
     def _woke(self, index: int) -> None:
         if self._rests[index]:
@@ -145,10 +195,11 @@ class Fleet:
 
     def warm(self, prefix: Tokens) -> None:
         for index, member in enumerate(self._members):
+            asked = time.monotonic()
             try:
                 member.warm(prefix)
             except EngineUnavailable:
-                self._rest(index)
+                self._rest(index, asked)
 
     def close(self) -> None:
         for member in self._members:

@@ -2,6 +2,7 @@
 
 import collections
 import http.client
+import io
 import ipaddress
 import json
 import math
@@ -9,6 +10,7 @@ import select
 import socket
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,9 +26,13 @@ def check_address(url: str, allowed_hosts: Sequence[str]) -> None:
     Raises:
         ProjectError: says which address and how to allow it.
     """
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if parts.scheme not in ("http", "https") or not host:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        sound = parts.scheme in ("http", "https") and host != "" and parts.port != 0
+    except ValueError:  # no port, or half an IPv6 address
+        sound = False
+    if not sound:
         raise ProjectError(
             "engine.endpoints",
             found=repr(url),
@@ -48,7 +54,40 @@ def check_address(url: str, allowed_hosts: Sequence[str]) -> None:
 
 def says_too_long(error: EngineError) -> bool:
     """Whether this is how a server refuses a prompt that does not fit: each has words of its own, Ollama by version."""
+    if "deadline" in error.found:  # "context deadline exceeded" is how a program in Go says that time ran out
+        return False
     return "context" in error.found and ("exceed" in error.found or "maximum" in error.found)
+
+
+class _Dated(io.RawIOBase):
+    """What a server sends, until a deadline: a time-out of the socket alone starts anew with every byte."""
+
+    def __init__(self, link: socket.socket, deadline: float) -> None:
+        self._link, self._deadline = link, deadline
+        self._raw = link.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._link.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _DatedResponse(http.client.HTTPResponse):
+    """A reply whose status line, headers and body all have to be there by one deadline."""
+
+    def __init__(self, sock: socket.socket, *args: Any, deadline: float, **more: Any) -> None:
+        super().__init__(sock, *args, **more)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Dated(sock, deadline))
 
 
 class EngineConnection:
@@ -101,10 +140,12 @@ class EngineConnection:
         connection = self._take()
         whole = False
         try:
+            connection.response_class = partial(_DatedResponse, deadline=deadline)  # type: ignore[assignment]
             connection.request(method, self._root + route, content, self._headers)
             reply = connection.getresponse()
-            raw = self._body(connection, reply, route, deadline, most_bytes)
-            whole = not reply.will_close
+            raw = self._body(reply, route, most_bytes)
+            # After an interim answer (102, 103) the real one is still to come: the next request would get it.
+            whole = not reply.will_close and reply.status >= 200
             return reply.status, raw
         finally:
             # Only a connection whose reply was read to its end can carry another request.
@@ -128,14 +169,7 @@ class EngineConnection:
         connection.sock.settimeout(self._timeout_s)
         return connection
 
-    def _body(
-        self,
-        connection: http.client.HTTPConnection,
-        reply: http.client.HTTPResponse,
-        route: str,
-        deadline: float,
-        most_bytes: int,
-    ) -> bytes:
+    def _body(self, reply: http.client.HTTPResponse, route: str, most_bytes: int) -> bytes:
         if (reply.length or 0) > most_bytes:
             raise self._error(route, f"a reply of {reply.length:,} bytes", f"at most {most_bytes:,}")
         pieces, size = [], 0
@@ -146,11 +180,6 @@ class EngineConnection:
             pieces.append(piece)
             if reply.length == 0:
                 break
-            left = deadline - time.monotonic()
-            if left <= 0:  # a server that trickles its reply keeps every single read alive
-                raise TimeoutError
-            if connection.sock is not None:
-                connection.sock.settimeout(left)
         if reply.length:
             raise http.client.IncompleteRead(b"", reply.length)
         if not reply.isclosed():
@@ -200,6 +229,10 @@ def no_constant(name: str) -> Any:
 
 def finite(value: object) -> float | None:
     """A finite number, or None for anything else (booleans too)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of 400 digits
+        return None
+    return number if math.isfinite(number) else None

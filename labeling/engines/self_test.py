@@ -16,6 +16,7 @@ from schemas.errors import EngineError, PromptTooLong
 MOST_DIFFERENCE = 0.1  # nats: what batching may change of a label's renormalised log-probability
 OVERLAP = 0.6
 TRIES = 3
+REFUSALS = ("HTTP 400", "HTTP 413", "HTTP 422")  # of a prompt's length; 401 or 404 are about something else
 MOST_TOLD = 20
 LEAST_SHARED = 4  # tokens: a shorter start of all prompts is not worth keeping
 SENTENCES = (
@@ -215,8 +216,10 @@ def _refuses_too_long(engine: Engine, prompt: Prompt) -> Point:
     except PromptTooLong:
         return Point("over-long prompts", True, True, "A prompt that does not fit is refused.")
     except EngineError as error:
+        if error.retryable:  # away or busy: nothing is known yet
+            raise
         # Only a refusal counts. An answer that cannot be used is an answer to what was left of the prompt.
-        if error.found.startswith("HTTP 4"):
+        if error.found.startswith(REFUSALS):
             return Point(
                 "over-long prompts", True, True, f"A prompt that does not fit is refused: {error.found[:200]}"
             )

@@ -14,6 +14,7 @@ COMMON_MARKS = (
     *("<|start_header_id|>", "<|end_header_id|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"),
     *("<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "<<SYS>>", "<s>", "</s>", "<bos>", "<eos>"),
 )
+MOST_IN_ALL = 1.01
 LEAST_START = 3  # " a" begins many words beside a label
 
 
@@ -32,7 +33,8 @@ def label_log_probs(
 
     Raises:
         NoLabelTold: no label is among the tokens.
-        EngineError: no token, a token twice, a log-probability above 0, or all of them 0 (speculative decoding).
+        EngineError: no token, a token twice, a log-probability above 0, all of them 0 (speculative decoding), or
+            probabilities of more than 1 in all.
     """
     told: dict[str, float] = {}
     for text, log_prob in top:
@@ -46,10 +48,13 @@ def label_log_probs(
         raise _unusable(where, "no log-probabilities", "those of the most likely tokens (too old a server?)")
     if len(told) > 1 and all(value == 0.0 for value in told.values()):
         raise _unusable(where, "log-probabilities that are all 0", "real ones (is speculative decoding on?)")
+    if (whole := fsum(exp(value) for value in told.values())) > MOST_IN_ALL:
+        raise _unusable(where, f"probabilities of {whole:.2f} in all", "at most 1")
     shares: list[list[float]] = [[] for _ in codes]
     for text, log_prob in told.items():
         owner = _owner(text, codes)
-        if owner is not None:
+        # vLLM says -9999 for "impossible": that is as good as not told.
+        if owner is not None and log_prob > UNREPORTED / 2:
             shares[owner].append(exp(log_prob))
     if not any(shares):
         likely = ", ".join(repr(text) for text in list(told)[:3])
@@ -80,12 +85,13 @@ def check_count(counted: object, *, name: str, context: int, where: str) -> None
     """Checks the server's own count of a prompt's tokens.
 
     Raises:
-        EngineError: there is none.
+        EngineError: there is none, or it is no count.
         PromptTooLong: it fills the context: a prompt that is cut is cut to that.
     """
     number = finite(counted)
-    if number is None:
-        raise _unusable(where, f"no {name}", "how many tokens were read")
+    if number is None or number < 1 or number != int(number):
+        found = f"no {name}" if counted is None else f"{name} {str(counted)[:50]}"
+        raise _unusable(where, found, "how many tokens were read")
     if number > context - 2:
         raise too_long(where, f"{number:g} tokens read, which fills the context", context)
 

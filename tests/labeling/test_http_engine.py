@@ -1,16 +1,20 @@
 """Talking to llama.cpp's server: what is believed, what is refused, and never to anybody else."""
 
+import contextlib
+import itertools
 import math
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from scripted_engine import FAULTS, WIDTH, ScriptedEngine, code_id
 
 from labeling.engines import http as http_module
-from labeling.engines.http import EngineConnection, check_address, finite
+from labeling.engines.http import EngineConnection, check_address, finite, says_too_long
 from labeling.engines.llama_server import LlamaServer, LlamaServerEmbedder
 from labeling.engines.protocol import LabelCode, LabelScores
 from schemas.errors import EngineError, EngineUnavailable, ProjectError, PromptTooLong
@@ -282,6 +286,85 @@ def test_a_chunked_reply_is_read_to_its_end_and_bounded() -> None:
     listener.close()
 
 
+@contextmanager
+def answering(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A server that answers each request with whatever `answer` sends, and keeps the connection until it returns."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def talk(link: socket.socket) -> None:
+        with link, contextlib.suppress(OSError):
+            while link.recv(65_536):
+                answer(link)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=talk, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+
+
+@pytest.mark.parametrize("interim", ["102 Processing", "103 Early Hints"])
+def test_the_answer_after_an_interim_one_is_not_taken_for_that_of_the_next_request(interim: str) -> None:
+    numbers = itertools.count()
+
+    def answer(link: socket.socket) -> None:
+        link.sendall(f"HTTP/1.1 {interim}\r\n\r\n".encode())
+        time.sleep(0.05)
+        body = str(next(numbers)).encode()
+        link.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    with answering(answer) as url:
+        connection = EngineConnection(url, timeout_s=5)
+        for _ in range(4):
+            with pytest.raises(EngineError) as caught:
+                connection.call("GET", "/x")
+            assert f"HTTP {interim[:3]}" in caught.value.found
+
+
+TRICKLES = {
+    "header": (b"HTTP/1.1 200 OK\r\nX-A: ", b"a"),
+    "interim answers": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "body": (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b" "),
+    "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    "size of a chunk": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;", b"a"),
+    "trailer": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n", b"X: y\r\n"),
+}
+
+
+@pytest.mark.parametrize("what", TRICKLES)
+def test_a_reply_that_trickles_for_ever_ends_at_the_deadline(what: str) -> None:
+    first, more = TRICKLES[what]
+
+    def answer(link: socket.socket) -> None:
+        link.sendall(first)
+        for _ in range(100):
+            time.sleep(0.1)
+            link.sendall(more)
+
+    with answering(answer) as url:
+        started = time.monotonic()
+        with pytest.raises(EngineUnavailable) as caught:
+            EngineConnection(url, timeout_s=0.5).call("GET", "/x")
+
+    assert caught.value.found == "no answer within 0.5 s"
+    assert time.monotonic() - started < 5
+
+
+def test_an_engine_that_ran_out_of_time_did_not_say_that_the_prompt_is_too_long() -> None:
+    def answer(link: socket.socket) -> None:
+        body = b'{"error": "context deadline exceeded"}'
+        link.sendall(b"HTTP/1.1 500 x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    with answering(answer) as url, pytest.raises(EngineUnavailable) as caught:
+        EngineConnection(url, timeout_s=5).call("GET", "/x")
+
+    assert not says_too_long(caught.value)
+
+
 def test_proxies_named_in_the_environment_are_not_used(
     scripted: ScriptedEngine, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,6 +393,9 @@ def test_loopback_is_always_allowed(url: str) -> None:
         "127.0.0.1:8080",
         "http://",
         "file:///etc/passwd",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:x",
+        "http://[::1",
     ],
 )
 def test_any_other_address_is_refused(url: str) -> None:
@@ -324,7 +410,9 @@ def test_a_machine_of_the_clients_own_is_allowed_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "number"), [(1, 1.0), (-2.5, -2.5), (True, None), ("1", None), (None, None), (math.inf, None)]
+    ("value", "number"),
+    [(1, 1.0), (-2.5, -2.5), (True, None), ("1", None), (None, None), (math.inf, None), (10**400, None)],
+    ids=lambda value: str(value)[:9],
 )
 def test_only_finite_numbers_are_numbers(value: object, number: float | None) -> None:
     assert finite(value) == number

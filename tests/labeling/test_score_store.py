@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import pytest
 from scripted_engine import ScriptedEngine
 from small_projects import ProjectFactory, SmallDisk, write_project
 
+from labeling.engines.fleet import Fleet
 from labeling.engines.llama_server import LlamaServer
 from labeling.engines.opening import connect_engine
+from labeling.engines.protocol import Identity, LabelCode, LabelScores, Tokens
 from labeling.ingest import ingest
 from labeling.paths import ProjectFolder
 from labeling.prompts import Prompt
@@ -23,7 +25,7 @@ from labeling.record_store import record_ids, stream_records
 from labeling.score_store import ScoreStore, register, score_missing
 from labeling.setup import bound_prompts
 from labeling.storage import Table
-from schemas.errors import IdentityChanged, StorageError, TooManyRejected
+from schemas.errors import EngineUnavailable, IdentityChanged, StorageError, TooManyRejected
 from schemas.project import Project
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -165,6 +167,26 @@ def test_a_record_without_a_usable_reply_is_kept_with_its_reason_and_not_asked_a
     assert "unreadable JSON" in raw
 
 
+def test_a_record_that_met_an_engine_that_was_away_is_asked_once_more(
+    work: Callable[..., Work], scripted: ScriptedEngine
+) -> None:
+    texts = [f"text {number}" for number in range(25)] + ["alpha away", "beta away for good"]
+    job = work(texts, shard=27)
+    scripted.misbehave("away", "503", times=6)
+    job.score()
+    assert [reason.split(":")[0] for _, reason, _ in job.rejected()] == ["no answer"] * 2
+
+    scripted.misbehave("for good", "503")
+    job.score()
+    job.score()
+
+    assert scripted.asked["alpha away"] == 4 and scripted.asked["beta away for good"] == 6
+    assert len(job.scored()) == 26
+    (left,) = job.store.set_aside()["record_id"]
+    assert left not in job.scored() and job.store.known() == job.store.asked()
+    assert len(job.store.known()) == 27
+
+
 def test_too_many_unusable_replies_stop_the_run_and_nothing_of_the_shard_is_stored(
     work: Callable[..., Work], scripted: ScriptedEngine
 ) -> None:
@@ -233,6 +255,45 @@ def test_after_a_swap_the_new_model_starts_scores_of_its_own(
     assert job.store.identity_id != old.identity_id
     assert len(old.known()) == len(job.store.known()) == 20
     assert set(scripted.asked.values()) == {2}
+
+
+class Leaving:
+    """A server that is gone after so many answers."""
+
+    def __init__(self, inner: LlamaServer, answers: int) -> None:
+        self._inner, self._left = inner, answers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def _here(self) -> LlamaServer:
+        if self._left <= 0:
+            raise EngineUnavailable("x", found="nobody", expected="an answer", next_step="Start it.")
+        return self._inner
+
+    def identity(self) -> Identity:
+        return self._here().identity()
+
+    def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
+        inner = self._here()
+        self._left -= 1
+        return inner.score(prompt, codes, slot=slot)
+
+
+def test_what_a_server_said_that_is_gone_before_it_was_asked_who_it_is_is_asked_of_the_others(
+    work: Callable[..., Work], scripted: ScriptedEngine, connect: Connect
+) -> None:
+    job = work(40, shard=40)
+    with ScriptedEngine() as second:
+        second._pieces = scripted._pieces  # the same tokenizer
+        job.engine = Fleet([connect(scripted), Leaving(connect(second), 6)])  # type: ignore[assignment,list-item]
+        job.store = register(job.project, job.folder, job.engine, job.prompt)
+        second.model_alias = "another.gguf"
+
+        assert job.score() == 1
+
+    assert sum(second.asked.values()) == 6
+    assert len(job.scored()) == len(scripted.asked) == 40 and not job.rejected()
 
 
 # -- disks and kills -------------------------------------------------------------------------------------------------

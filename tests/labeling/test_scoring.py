@@ -8,7 +8,7 @@ import pytest
 from scripted_engine import FAULTS, ScriptedEngine, code_id
 
 from labeling.engines.llama_server import LlamaServer
-from labeling.engines.protocol import LabelCode, LabelScores, Tokens
+from labeling.engines.protocol import UNREPORTED, LabelCode, LabelScores, Tokens
 from labeling.project_file import parse_project
 from labeling.prompts import Prompt, PromptTemplate, bind, label_codes, load_template
 from labeling.scoring import MAX_TRIES, BatchOutcome, fit_record, score_batch
@@ -94,6 +94,30 @@ def test_a_passing_fault_is_survived_and_its_tries_are_counted(
 
     assert [(row.record_id, row.attempts) for row in outcome.scored] == [("r0", 3), ("r1", 1)]
     assert outcome.set_aside == ()
+
+
+def test_a_reply_that_no_file_can_hold_is_set_aside_with_what_can_be_kept_of_it(
+    scripted: ScriptedEngine, connect: Connect
+) -> None:
+    scripted.hidden = {"tokens_evaluated": "\ud800"}
+
+    (item,) = batch(connect(scripted), ["alpha"]).set_aside
+
+    assert "\\ud800" in item.reason
+    (item.reason + item.raw_reply).encode()
+
+
+def test_an_engine_that_fails_is_not_asked_about_every_record(
+    scripted: ScriptedEngine, connect: Connect
+) -> None:
+    scripted.misbehave("text", "503")
+    texts = [f"text {number}" for number in range(100)]
+
+    outcome = batch(connect(scripted), texts, most_set_aside=10)
+
+    assert 11 <= len(outcome.set_aside) <= 11 + scripted.slots
+    assert len(scripted.asked) == len(outcome.set_aside)
+    assert not outcome.scored
 
 
 def test_a_cut_prompt_is_never_asked_again(scripted: ScriptedEngine, connect: Connect) -> None:
@@ -225,6 +249,25 @@ def test_windows_vote_with_their_length(scripted: ScriptedEngine, tight: LlamaSe
     assert row.log_probs == pytest.approx([sum(weight * vote[k] for weight, vote in votes) for k in (0, 1)])
     assert row.fit == "windows"
     assert row.tokens_sent == sum(len(piece.ids) for piece in pieces)
+
+
+def test_a_window_that_does_not_tell_a_label_does_not_outvote_those_that_do(tight: LlamaServer) -> None:
+    class Forgetful:
+        """Tells both labels but in the last window, of the second label only."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tight, name)
+
+        def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
+            last = LONG[-9:] in prompt.text
+            return LabelScores((UNREPORTED, -5.9) if last else (-0.05, -5.9), 0.9, 9, 10**12, 0.0)
+
+    outcome = score_batch(Forgetful(), PROMPT, [("r0", LONG)], over_long="windows")  # type: ignore[arg-type]
+
+    (row,) = outcome.scored
+    assert row.log_probs[0] > row.log_probs[1] == pytest.approx(-5.9)
+    assert row.log_probs[0] > UNREPORTED / 2
+    assert row.tokens_cached <= row.tokens_sent
 
 
 @pytest.mark.parametrize("over_long", ["head_tail", "windows"])

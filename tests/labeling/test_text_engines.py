@@ -1,6 +1,7 @@
 """Ollama and OpenAI-style servers, played by a real HTTP server, and several servers as one engine."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from scripted_engine import FAULTS, OLLAMA_0_34_REFUSES, ScriptedEngine
 from small_projects import ProjectFactory
 
 from labeling.calibration import fit_batch_calibration
-from labeling.engines.fleet import Fleet
+from labeling.engines.fleet import FIRST_REST_S, Fleet
 from labeling.engines.http import EngineConnection
 from labeling.engines.llama_server import LlamaServer
 from labeling.engines.ollama_server import OllamaServer
@@ -19,12 +20,20 @@ from labeling.engines.openai_server import OpenAIServer
 from labeling.engines.opening import connect_engine
 from labeling.engines.protocol import UNREPORTED, Engine, FirstToken, LabelCode, LabelScores, Tokens
 from labeling.engines.self_test import Point, require, self_test
-from labeling.engines.top_tokens import label_log_probs
+from labeling.engines.top_tokens import check_count, label_log_probs
 from labeling.engines.vocabulary import Vocabulary
 from labeling.prompts import Prompt, PromptTemplate, label_codes
 from labeling.score_store import register, score_missing
 from labeling.scoring import BatchOutcome, score_batch
-from schemas.errors import EngineError, EngineUnavailable, IdentityChanged, ModelFileError, ProjectError
+from schemas.errors import (
+    EngineError,
+    EngineUnavailable,
+    IdentityChanged,
+    ModelFileError,
+    NoLabelTold,
+    ProjectError,
+    PromptTooLong,
+)
 from schemas.project import Label
 
 Open = Callable[..., Engine]
@@ -420,6 +429,33 @@ def test_ollama_gives_no_more_context_than_the_model_was_trained_with(
     assert connect_by_text(scripted, "ollama").context == 128
 
 
+def test_a_label_said_to_be_impossible_counts_as_not_told() -> None:
+    codes = (LabelCode("alpha", " alpha", -1, " alpha"), LabelCode("beta", " beta", -1, " beta"))
+
+    log_probs, mass, _ = label_log_probs([(" alpha", -0.1), (" beta", -9999.0)], codes, where="x")
+
+    assert log_probs == (pytest.approx(-0.1), UNREPORTED) and mass == pytest.approx(math.exp(-0.1))
+    with pytest.raises(NoLabelTold):
+        label_log_probs([(" the", -0.1), (" alpha", -9999.0)], codes, where="x")
+
+
+def test_probabilities_of_more_than_one_in_all_are_refused() -> None:
+    codes = (LabelCode("alpha", " alpha", -1, " alpha"), LabelCode("beta", " beta", -1, " beta"))
+
+    with pytest.raises(EngineError) as caught:
+        label_log_probs([(" alpha", -0.0001), (" beta", -0.0001)], codes, where="x")
+
+    assert "2.00 in all" in caught.value.found
+
+
+@pytest.mark.parametrize("count", [0, -3, 2.5, 10**400, True, "9"])
+def test_a_prompt_count_that_is_none_is_refused(count: object) -> None:
+    with pytest.raises(EngineError) as caught:
+        check_count(count, name="prompt_eval_count", context=512, where="x")
+
+    assert not isinstance(caught.value, PromptTooLong)
+
+
 def test_parts_of_characters_may_look_alike() -> None:
     top = [(" \ufffd", math.log(0.2)), (" \ufffd", math.log(0.1)), (" a", math.log(0.5))]
 
@@ -472,6 +508,57 @@ def test_a_server_that_dies_costs_no_record(connect: Callable[..., LlamaServer])
         assert sum(second.asked.values()) > 0
         assert len(outcome.scored) == 30 and not outcome.set_aside
         assert {row.attempts for row in outcome.scored} == {1}
+
+
+def test_a_server_whose_answers_are_useless_costs_no_record(connect: Callable[..., LlamaServer]) -> None:
+    with ScriptedEngine() as first, ScriptedEngine() as second:
+        second._pieces = first._pieces  # the same tokenizer
+        fleet = Fleet([connect(first), connect(second)])
+        second.misbehave("text", "malformed")
+
+        outcome = batch(fleet, *(f"text {number}" for number in range(60)))
+
+        assert len(outcome.scored) == 60 and not outcome.set_aside
+        assert 0 < sum(second.asked.values()) <= second.slots + 2  # then it rests
+
+
+def test_many_lanes_that_fail_at_once_are_one_failure(connect: Callable[..., LlamaServer]) -> None:
+    with ScriptedEngine() as first, ScriptedEngine() as second:
+        fleet = Fleet([connect(first), connect(second)])
+        asked = time.monotonic()
+
+        for _ in range(8):
+            fleet._rest(1, asked)
+
+        assert 0 < fleet._rests_until[1] - asked <= FIRST_REST_S + 1
+
+
+def test_servers_that_are_all_down_for_a_while_are_still_asked(connect: Callable[..., LlamaServer]) -> None:
+    with ScriptedEngine() as first, ScriptedEngine() as second:
+        second._pieces = first._pieces  # the same tokenizer
+        fleet = Fleet([connect(first), connect(second)])
+        for server in (first, second):
+            server.misbehave("text", "503")
+
+        outcome = batch(fleet, *(f"text {number}" for number in range(600)))
+        assert len(outcome.set_aside) == 600
+        for server in (first, second):
+            server.faults.clear()
+
+        assert len(batch(fleet, *(f"text {number}" for number in range(20))).scored) == 20
+
+
+def test_a_member_that_answered_and_is_gone_leaves_the_identity_open(
+    connect: Callable[..., LlamaServer],
+) -> None:
+    with ScriptedEngine() as first:
+        with ScriptedEngine() as second:
+            fleet = Fleet([connect(first), connect(second)])
+            batch(fleet, *(f"text {number}" for number in range(20)))
+        with pytest.raises(EngineUnavailable):
+            fleet.identity()
+
+        assert fleet.identity() == connect(first).identity()  # of what is asked from now on
 
 
 def test_a_fleet_without_a_living_member_says_so(connect: Callable[..., LlamaServer]) -> None:
@@ -605,6 +692,46 @@ def test_an_engine_that_cuts_in_silence_fails_its_self_test(
     assert "cuts prompts in silence" in caught.value.found
 
 
+class _Refusing:
+    """Refuses an over-long prompt for a reason of its own."""
+
+    def __init__(self, inner: Engine, error: EngineError) -> None:
+        self._inner, self._error = inner, error
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+    def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
+        if len(prompt.text) > 2000:
+            raise self._error
+        return self._inner.score(prompt, codes, slot=slot)
+
+
+def _error(found: str, kind: type[EngineError] = EngineError) -> EngineError:
+    return kind("x", found=found, expected="an answer", next_step="See the log.")
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refusal_for_another_reason_does_not_show_that_long_prompts_are_refused(
+    status: int, kind: str, scripted: ScriptedEngine, connect_by_text: Open
+) -> None:
+    engine = _Refusing(connect_by_text(scripted, kind), _error(f"HTTP {status}: no"))
+
+    points = self_test(engine, prompt_for(engine))  # type: ignore[arg-type]
+
+    assert "over-long prompts" in failed(points)
+
+
+@pytest.mark.parametrize("status", [408, 429, 503])
+def test_a_busy_engine_is_not_said_to_cut_prompts_or_not_to(
+    status: int, kind: str, scripted: ScriptedEngine, connect_by_text: Open
+) -> None:
+    engine = _Refusing(connect_by_text(scripted, kind), _error(f"HTTP {status}: busy", EngineUnavailable))
+
+    with pytest.raises(EngineUnavailable):
+        self_test(engine, prompt_for(engine))  # type: ignore[arg-type]
+
+
 def test_an_engine_without_a_prefix_cache_is_told_but_works(
     scripted: ScriptedEngine, connect: Callable[..., LlamaServer]
 ) -> None:
@@ -632,7 +759,7 @@ def test_what_the_cache_served_is_kept_where_the_server_tells_it(
     scripted.hidden = CACHED[kind](40)
     engine = connect_by_text(scripted, kind)
 
-    (row,) = batch(engine, "alpha").scored
+    (row,) = batch(engine, "alpha " * 60).scored
     points = self_test(engine, with_a_long_prefix(engine))
 
     assert row.tokens_cached == 40
