@@ -1,12 +1,12 @@
 """`countersign check`: everything that would stop a run later, found now."""
 
 import shutil
-from itertools import islice
 from pathlib import Path
 
-from labeling.engines.opening import connect_engine
+from labeling.database.opening import database_url
+from labeling.engines.opening import connect_embedder, connect_engine
 from labeling.engines.self_test import require, self_test
-from labeling.ingest import read_rows
+from labeling.ingest import why_no_record
 from labeling.paths import ProjectFolder
 from labeling.project_file import load_project
 from labeling.prompts import bind, label_codes, load_template
@@ -16,6 +16,7 @@ from schemas.errors import LabelingError, ManyProblems, ProjectError, StorageErr
 from schemas.project import Project
 
 LEAST_FREE_BYTES = 1_000_000_000
+LOOKED_AT = 1000  # rows of each source
 
 
 def problems_of(path: Path) -> list[LabelingError]:
@@ -27,7 +28,7 @@ def problems_of(path: Path) -> list[LabelingError]:
     except LabelingError as error:
         return [error]
     problems: list[LabelingError] = []
-    for step in (_guideline, _sources, _disk, _engine, _locks):
+    for step in (_guideline, _sources, _database, _disk, _engine, _embedder, _locks):
         try:
             step(project, folder)
         except ManyProblems as error:
@@ -46,18 +47,37 @@ def _guideline(project: Project, folder: ProjectFolder) -> None:
             expected="a Markdown file for the annotators",
             next_step="Write it; they see it beside every record.",
         )
+    try:
+        path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProjectError(
+            "schema.guideline",
+            found=f"{path}, which cannot be read ({error})",
+            expected="Markdown in UTF-8",
+            next_step="Save it as UTF-8 text.",
+        ) from error
 
 
 def _sources(project: Project, folder: ProjectFolder) -> None:
     for source in project.sources:
-        rows = islice(read_rows((folder.root / source.path).resolve(), source, project.limits), 1000)
-        if not any(row.values is not None for row in rows):
+        wrong = why_no_record(project, source, (folder.root / source.path).resolve(), rows=LOOKED_AT)
+        if wrong is not None:
             raise ProjectError(
                 f"sources: {source.path}",
-                found="no usable row among the first 1,000",
+                found=f"no usable row among the first {LOOKED_AT:,} ({wrong})",
                 expected="records",
                 next_step="Look at the file; `countersign run` sets bad rows aside with a reason each.",
             )
+
+
+def _database(project: Project, folder: ProjectFolder) -> None:
+    database_url(project)
+
+
+def _embedder(project: Project, folder: ProjectFolder) -> None:
+    embedder = connect_embedder(project)
+    if embedder is not None:
+        embedder.close()
 
 
 def _disk(project: Project, folder: ProjectFolder) -> None:

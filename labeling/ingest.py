@@ -141,6 +141,23 @@ def _ingest_one(
     return counts
 
 
+def why_no_record(project: Project, source: Source, path: Path, *, rows: int) -> str | None:
+    """None when one of the first rows becomes a record; otherwise what is wrong with the first of them.
+
+    Raises:
+        SourceError: as `ingest`.
+    """
+    read_gold = task_type(project).from_source
+    first = "no rows"
+    for number, row in enumerate(islice(read_rows(path, source, project.limits), rows)):
+        checked = _record(row, source, path.name, read_gold, project.limits)
+        if isinstance(checked, dict):
+            return None
+        if number == 0:
+            first = f"row {checked.number}: {checked.reason}: {checked.found}"
+    return first
+
+
 def _finished_rows(records: Table, quarantine: Table, fingerprint: str) -> int:
     for meta in records.metas() + quarantine.metas():
         if meta.get("finished") == fingerprint:

@@ -74,6 +74,31 @@ def test_a_source_without_a_usable_row_is_a_problem(check: Callable[..., list[La
     assert "records.jsonl" in problem.path
 
 
+def test_a_source_whose_gold_is_no_label_is_a_problem(check: Callable[..., list[LabelingError]]) -> None:
+    source = {"path": "records.jsonl", "gold": "truth"}
+    rows = [{"text": f"text {number}", "truth": "gamma"} for number in range(5)]
+
+    (problem,) = check(rows, sources=[source])
+
+    assert "unknown gold value" in problem.found and "gamma" in problem.found
+
+
+def test_a_guideline_that_is_no_text_is_a_problem(check: Callable[..., list[LabelingError]]) -> None:
+    (problem,) = check(change=lambda root: (root / "guideline.md").write_bytes(b"\xff\xfe\x00"))
+
+    assert problem.path == "schema.guideline" and "UTF-8" in problem.next_step
+
+
+def test_a_database_or_an_embedder_that_is_not_there_is_a_problem(
+    check: Callable[..., list[LabelingError]],
+) -> None:
+    found = check(
+        storage={"database": "NO_SUCH_VARIABLE"}, embedding={"kind": "embedded", "model": "no-such-model"}
+    )
+
+    assert [problem.path.split(" ")[0] for problem in found] == ["storage.database", "model"]
+
+
 def test_an_engine_that_does_not_answer_is_a_problem(
     project_folder: ProjectFactory, scripted: ScriptedEngine
 ) -> None:
