@@ -1,5 +1,6 @@
 """Drives the flows from the command line: a Prefect server on loopback, phases in this process."""
 
+import copy
 import logging
 import os
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from labeling.database.opening import project_database
 from labeling.paths import ProjectFolder
 from labeling.project_file import load_project
 from labeling.status import PHASES, all_decided, position
+from schemas.errors import LabelingError
 from schemas.project import Project
 
 MOST_STEPS = 200
@@ -39,13 +41,30 @@ class _Indented(logging.Formatter):
     """What a flow says, under the line of its phase; the level only where somebody should look."""
 
     def format(self, record: logging.LogRecord) -> str:
+        if _is_told_anyway(
+            record
+        ):  # a sentence for people; the lines of code it came through tell them nothing
+            record = copy.copy(record)
+            record.exc_info = record.exc_text = None
         told = super().format(record)
         return f"  {told}" if record.levelno <= logging.INFO else f"  {record.levelname}: {told}"
 
 
 def _not_of_the_engine(record: logging.LogRecord) -> bool:
-    """Leaves out how Prefect's engine begins and ends each run; its UI keeps that."""
-    return record.levelno > logging.INFO or record.module not in ("flow_engine", "task_engine")
+    """Leaves out how Prefect's engine begins and ends each run; its UI keeps that, and this command ends with the error
+    itself."""
+    if record.module not in ("flow_engine", "task_engine"):
+        return True
+    said = str(record.msg)
+    if said.startswith("Finished in state"):
+        return False
+    if _is_told_anyway(record):
+        return record.levelno < logging.ERROR  # that a task is tried again is news
+    return record.levelno > logging.INFO
+
+
+def _is_told_anyway(record: logging.LogRecord) -> bool:
+    return record.exc_info is not None and isinstance(record.exc_info[1], LabelingError)
 
 
 def _log_for_people() -> None:

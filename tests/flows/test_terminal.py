@@ -1,0 +1,32 @@
+"""What the terminal shows of a flow that is refused: one plain error, no lines of code."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from small_projects import ProjectFactory
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def refused(project_folder: ProjectFactory) -> Iterator[Path]:
+    """A project with too few records for its sample."""
+    _, folder = project_folder([{"text": f"text {number}"} for number in range(5)])
+    yield folder.root
+
+
+def test_a_refused_run_says_why_once_and_without_a_traceback(refused: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "countersign.main", "run", str(refused)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    assert ran.returncode == 1
+    assert "Traceback" not in ran.stderr and "Finished in state" not in ran.stderr
+    assert ran.stderr.count("records to label") == 1
