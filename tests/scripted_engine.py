@@ -311,6 +311,10 @@ class ScriptedEngine:
             data.append({"index": index, "embedding": self.vector(told)})
         return {"data": data}
 
+    def embed(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Ollama's way to vectors."""
+        return {"embeddings": [self.vector(text) for text in body["input"]], **self.hidden}
+
     def vector(self, text: str) -> list[float]:
         """Texts that mention a label lie around that label's own axis."""
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=2 * WIDTH).digest()
@@ -377,6 +381,8 @@ class _Connection(asyncio.Protocol):
             self._send({"version": engine.build_info})
         elif path == "/api/status":
             self._send({"cloud": engine.cloud})
+        elif path == "/api/embed":
+            self._send(engine.embed(body))
         elif path == "/api/show":
             self._send(engine.show())
         elif path == "/v1/models":

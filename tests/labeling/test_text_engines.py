@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted_engine import FAULTS, OLLAMA_0_34_REFUSES, ScriptedEngine
+from scripted_engine import FAULTS, OLLAMA_0_34_REFUSES, WIDTH, ScriptedEngine
 from small_projects import ProjectFactory
 
 from labeling.calibration import fit_batch_calibration
 from labeling.engines.fleet import Fleet
 from labeling.engines.http import EngineConnection
 from labeling.engines.llama_server import LlamaServer
-from labeling.engines.ollama_server import OllamaServer
+from labeling.engines.ollama_server import OllamaEmbedder, OllamaServer
 from labeling.engines.openai_server import OpenAIServer
 from labeling.engines.opening import connect_engine
 from labeling.engines.protocol import UNREPORTED, Engine, FirstToken, LabelCode, LabelScores, Tokens
@@ -316,6 +316,71 @@ def test_an_answer_from_another_host_halts_the_run(scripted: ScriptedEngine, con
 
     with pytest.raises(ModelFileError):
         batch(engine, "text")
+
+
+def ollama_embedder(server: ScriptedEngine) -> OllamaEmbedder:
+    return OllamaEmbedder(server.url, model="scripted.gguf", timeout_s=5)
+
+
+def test_vectors_of_ollama_have_length_one_and_the_digest_in_their_name(scripted: ScriptedEngine) -> None:
+    embedder = ollama_embedder(scripted)
+    texts = [f"text {number} alpha" for number in range(70)]
+
+    vectors = embedder.embed(texts)
+
+    expected = np.array([scripted.vector(text) for text in texts], dtype=np.float32)
+    assert np.allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
+    assert embedder.model_id == f"scripted.gguf-{scripted.digest[:12]}"
+    embedder.close()
+
+
+@pytest.mark.parametrize(
+    ("cloud", "entry"),
+    [
+        ({"disabled": False}, {}),
+        ({"disabled": True}, {"remote_host": "https://example.test"}),
+        ({"disabled": True}, {"remote_model": "big"}),
+    ],
+)
+def test_no_text_is_sent_for_its_vector_to_an_ollama_that_may_forward_it(
+    cloud: dict[str, Any], entry: dict[str, str], scripted: ScriptedEngine
+) -> None:
+    scripted.cloud, scripted.model_entry = cloud, entry
+
+    with pytest.raises((EngineError, ModelFileError)):
+        ollama_embedder(scripted)
+
+    assert scripted.routes["/api/embed"] == 0
+
+
+def test_a_vector_from_another_host_is_refused(scripted: ScriptedEngine) -> None:
+    embedder = ollama_embedder(scripted)
+    scripted.hidden = {"remote_host": "https://example.test"}
+
+    with pytest.raises(ModelFileError, match=r"example\.test"):
+        embedder.embed(["text"])
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["<html>", {}, {"embeddings": []}, {"embeddings": [None]}, {"embeddings": [[]]}, {"embeddings": [[1.0]]}]
+    + [
+        {"embeddings": [["x"] * WIDTH]},
+        {"embeddings": [[None] * WIDTH]},
+        {"embeddings": [[10**400] * WIDTH]},
+    ],
+    ids=lambda reply: str(reply)[:40],
+)
+def test_an_embedding_reply_of_the_wrong_shape_is_an_engine_error(
+    reply: object, scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = ollama_embedder(scripted)
+    monkeypatch.setattr(scripted, "embed", lambda body: reply)
+
+    with pytest.raises(EngineError) as caught:
+        embedder.embed(["one"])
+
+    assert caught.value.path == f"{scripted.url}/api/embed"
 
 
 def test_a_model_that_is_not_there_is_named_with_those_that_are(kind: str, scripted: ScriptedEngine) -> None:
