@@ -8,6 +8,7 @@ prefix cache serves it.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -247,8 +248,8 @@ def label_codes(
         raise PromptFileError(
             "prompts.codes",
             found="labels whose names start with the same token",
-            expected="names that differ in their first token",
-            next_step="Use prompts.codes: auto.",
+            expected="names that differ in their first token, and none that begins another where tokens are not told",
+            next_step="Use prompts.codes: auto, or give the labels a `word` each that begins differently.",
         )
     alphabet = [chr(ord("A") + index) for index in range(26)]
     codes: list[LabelCode] = []
@@ -266,16 +267,18 @@ def label_codes(
             "schema.labels",
             found=f"{len(labels)} labels",
             expected=f"at most {len(codes)}: this tokenizer has no more single-token codes",
-            next_step="Use fewer labels or another model.",
+            next_step="Use fewer labels, a `word` for each that begins differently, or another model.",
         )
     return tuple(codes)
 
 
 def _told_apart(codes: Sequence[LabelCode]) -> bool:
     """Whether no two codes begin alike and none begins with a part of a character, which engines cannot tell."""
-    return len({_start(code) for code in codes}) == len(codes) and all(
-        "\ufffd" not in code.token for code in codes
-    )
+    if len({_start(code) for code in codes}) < len(codes) or any("\ufffd" in code.token for code in codes):
+        return False
+    # " Pay" begins " Payroll": where tokens are not known, a first token of both would be read as the shorter one's.
+    blind = sorted(code.text.strip() for code in codes if code.token_id < 0 and not code.token)
+    return not any(later.startswith(earlier) for earlier, later in pairwise(blind))
 
 
 def _start(code: LabelCode) -> object:

@@ -194,6 +194,29 @@ def test_words_that_cannot_be_told_apart_are_refused_when_words_are_demanded() -
     assert caught.value.path == "prompts.codes"
 
 
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("Pay", "Payroll"), [" A", " B"]),
+        (("Taxable", "Sports", "Tax"), [" A", " B", " C"]),
+        (("Outage", "Out"), [" A", " B"]),
+        (("Payroll", "Outage"), [" Payroll", " Outage"]),
+    ],
+)
+def test_where_tokens_are_not_known_a_label_that_begins_another_makes_letters(
+    names: tuple[str, ...], told: list[str]
+) -> None:
+    codes = label_codes(labels(*names), lambda text: FirstToken(-1, "", len(text.strip()) == 1))
+
+    assert [code.text for code in codes] == told
+
+
+def test_where_tokens_are_known_a_label_may_begin_another() -> None:
+    codes = label_codes(labels("Pay", "Payroll"), lambda text: FirstToken(-1, text, True))
+
+    assert [code.text for code in codes] == [" Pay", " Payroll"]
+
+
 def test_more_labels_than_single_tokens_are_refused() -> None:
     many = labels(*(f"label {number}" for number in range(30)))
 

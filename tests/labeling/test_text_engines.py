@@ -21,9 +21,12 @@ from labeling.engines.protocol import UNREPORTED, Engine, FirstToken, LabelCode,
 from labeling.engines.self_test import Point, require, self_test
 from labeling.engines.top_tokens import label_log_probs
 from labeling.engines.vocabulary import Vocabulary
+from labeling.ingest import ingest
 from labeling.prompts import Prompt, PromptTemplate, label_codes
 from labeling.score_store import register, score_missing
 from labeling.scoring import BatchOutcome, score_batch
+from labeling.setup import bound_prompts, keep_self_test
+from labeling.storage import read_json
 from schemas.errors import EngineError, EngineUnavailable, IdentityChanged, ModelFileError, ProjectError
 from schemas.project import Label
 
@@ -761,3 +764,26 @@ def test_other_weights_than_the_project_names_fail_the_self_test(
     assert "weights" in failed(points)
     with pytest.raises(EngineError):
         require(points)
+
+
+@pytest.mark.parametrize("labels", [("alpha", "beta"), ("alpha", "Warranty", "beta")])
+def test_a_label_that_is_told_on_no_record_is_named(
+    labels: tuple[str, ...], scripted: ScriptedEngine, project_folder: ProjectFactory
+) -> None:
+    project, folder = project_folder(
+        [{"text": f"text {number}"} for number in range(30)],
+        labels=labels,
+        engine={"kind": "openai", "model": "scripted.gguf", "context": 512, "endpoints": [scripted.url]},
+    )
+    ingest(project, folder)
+    engine = connect_engine(project)
+    (prompt, *_) = bound_prompts(project, folder, engine)
+
+    warnings = keep_self_test(project, folder, engine, prompt, 1)
+
+    named = [warning for warning in warnings if "told on none of 20 records" in warning]
+    assert len(named) == (1 if "Warranty" in labels else 0)
+    assert all('Label "Warranty" was' in warning and "`word`" in warning for warning in named)
+    points = {point["name"]: point for point in read_json(folder.round(1).self_test)["points"]}
+    assert points["labels are told"]["passed"] is ("Warranty" not in labels)
+    assert not points["labels are told"]["critical"]
