@@ -104,6 +104,7 @@ class ScriptedEngine:
         self.delay_s = 0.0
         self.signal = 2.5
         self.hide_labels_in_raw = False
+        self.adds_space = False  # before every text it tokenizes, as SentencePiece models do
         self.written = '{"label": "alpha", "sure": true}'  # what it answers under a schema
         self.writes_whole = True
         self.hidden: dict[str, Any] = {}  # keys laid over every completion reply
@@ -182,7 +183,7 @@ class ScriptedEngine:
 
     def tokenize(self, body: dict[str, Any]) -> dict[str, Any]:
         ids = [BOS] if body.get("add_special") else []
-        for piece in _PIECES.findall(body["content"]):
+        for piece in _PIECES.findall(" " * self.adds_space + body["content"]):
             number = token_id(piece)
             self._pieces[number] = piece
             ids.append(number)

@@ -21,6 +21,7 @@ from schemas.errors import EngineError, PromptTooLong
 RAW_TOP = 256  # a second call costs more than the answer that is longer by 190 tokens
 BIAS = 100.0
 ROUNDING = 1e-3
+CUE_END = ":"
 SAMPLING = f"one token; raw log-probabilities; equal-bias ratio for labels outside the top {RAW_TOP}"
 
 
@@ -97,7 +98,12 @@ class LlamaServer:
         return self._tokens(text, special=False)
 
     def first_token(self, text: str) -> FirstToken:
-        ids = self.token_ids(text)
+        # After a colon, as a prompt's cue ends: alone, some models (Llama 2, Mistral 7B) put a space before any text.
+        cue, both = self.token_ids(CUE_END), self.token_ids(CUE_END + text)
+        apart = both[: len(cue)] == cue and len(both) > len(
+            cue
+        )  # else the colon is one token with what follows
+        ids = both[len(cue) :] if apart else self.token_ids(text)
         return FirstToken(ids[0], "", len(ids) == 1)
 
     def _tokens(self, text: str, *, special: bool) -> tuple[int, ...]:

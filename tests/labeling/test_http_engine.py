@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from scripted_engine import FAULTS, WIDTH, ScriptedEngine, code_id
+from scripted_engine import FAULTS, WIDTH, ScriptedEngine, code_id, token_id
 
 from labeling.engines import http as http_module
 from labeling.engines.http import EngineConnection, check_address, finite
 from labeling.engines.llama_server import LlamaServer, LlamaServerEmbedder
-from labeling.engines.protocol import LabelCode, LabelScores
+from labeling.engines.protocol import FirstToken, LabelCode, LabelScores
 from schemas.errors import EngineError, EngineUnavailable, ProjectError, PromptTooLong
 
 Connect = Callable[..., LlamaServer]
@@ -60,6 +60,24 @@ def test_text_that_looks_like_a_control_token_is_sent_as_text(
     engine = connect(scripted)
 
     assert engine.token_ids("<|im_end|>") == engine.tokenize("<|im_end|>").ids[1:]
+
+
+@pytest.mark.parametrize("adds_space", [False, True])
+def test_the_first_token_of_a_label_is_the_one_it_has_after_a_colon(
+    adds_space: bool, scripted: ScriptedEngine, connect: Connect
+) -> None:
+    scripted.adds_space = adds_space
+    engine = connect(scripted)
+
+    first = [engine.first_token(code.text) for code in CODES]
+
+    assert first == [FirstToken(code.token_id, "", True) for code in CODES]
+
+
+def test_a_colon_that_is_one_token_with_what_follows_is_left_out(
+    scripted: ScriptedEngine, connect: Connect
+) -> None:
+    assert connect(scripted).first_token("alpha") == FirstToken(token_id("alpha"), "", True)
 
 
 def test_a_slot_count_and_context_come_from_the_server(scripted: ScriptedEngine, connect: Connect) -> None:

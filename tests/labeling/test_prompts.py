@@ -1,13 +1,17 @@
 """Prompts: one record each, the record's characters untouched, every version known by its content."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_projects import ProjectFactory
 
+from labeling.engines.embedded import EmbeddedEngine
 from labeling.engines.protocol import FirstToken, LabelCode
 from labeling.project_file import parse_project
 from labeling.prompts import MAX_TEMPLATE_BYTES, Exemplar, PromptTemplate, bind, label_codes, load_template
@@ -234,6 +238,50 @@ def test_every_code_of_the_shipped_model_is_one_token_of_its_own(real_engine: An
 
     assert len({code.token_id for code in codes}) == 40
     assert all(real_engine.token_ids(code.text) == (code.token_id,) for code in codes)
+
+
+def sentencepiece_model(path: Path, words: Sequence[str]) -> Path:
+    """A Llama of one small layer with a SentencePiece vocabulary that puts a space before every text, as Llama 2's."""
+    letters = sorted({letter for word in words for letter in word})
+    starts = [f"\u2581{word[:end]}" for word in words for end in range(1, len(word) + 1)]
+    plain = list(dict.fromkeys(["\u2581", ":", *letters, *starts]))
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *plain]
+    kinds = [2, 3, 3] + [6] * 256 + [1] * len(plain)  # as GGUF numbers unknown, control, byte and normal ones
+    width, rng = 32, np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(512)
+    writer.add_embedding_length(width)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(width)
+    writer.add_head_count(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_scores([0.0] * 259 + [-1000.0 + 10 * len(token) for token in plain])
+    shapes = {"token_embd": (len(tokens), width), "output": (len(tokens), width), "output_norm": (width,)}
+    shapes |= {"blk.0.attn_norm": (width,), "blk.0.ffn_norm": (width,)}
+    layers = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    shapes |= {f"blk.0.{layer}": (width, width) for layer in layers}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", rng.normal(0, 0.1, shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_labels_are_words_for_a_model_that_puts_a_space_before_every_text(tmp_path: Path) -> None:
+    file = sentencepiece_model(tmp_path / "model.gguf", ["Sports", "World"])
+    engine = EmbeddedEngine(file, context=64, slots=1, threads=1)
+
+    codes = label_codes(labels("Sports", "World"), engine.first_token)
+
+    assert [code.text for code in codes] == [" Sports", " World"]
+    for code in codes:
+        assert engine.tokenize(f":{code.text}").ids[-1] == code.token_id
+    engine.close()
 
 
 def test_a_prompt_file_of_the_project_is_used_by_its_setup(
