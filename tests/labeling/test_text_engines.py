@@ -450,6 +450,17 @@ def test_the_first_token_of_a_byte_level_vocabulary_is_the_one_that_merges_make(
     assert vocabulary.first_token(" R") == FirstToken(-1, " R", True)
 
 
+@pytest.mark.parametrize(
+    ("label", "first"),
+    [("_x", " _"), ("__init__", " __"), ("_-", " _-"), (" & b", " "), ("not_sure", " not")],
+)
+def test_a_byte_level_vocabulary_takes_an_underscore_for_a_sign(label: str, first: str) -> None:
+    merges = ["Ġ _", "Ġ_ _", "Ġ_ -", "Ġ Ġ", "n o", "no t", "Ġ not", "Ġ &"]
+    vocabulary = Vocabulary(["Ġ", "_", "-"], byte_level=True, merges=merges)
+
+    assert vocabulary.first_token(f" {label}").text == first
+
+
 def test_labels_that_begin_with_a_part_of_a_character_become_letters() -> None:
     vocabulary = Vocabulary(["ĠÃ"], byte_level=True, merges=["Ġ Ã", "Ġ A", "Ġ B"])
 
