@@ -6,7 +6,7 @@ import os
 from labeling.engines.embedded import EmbeddedEmbedder, EmbeddedEngine
 from labeling.engines.fleet import Fleet
 from labeling.engines.http import EngineConnection, check_address
-from labeling.engines.llama_server import LlamaServer, LlamaServerEmbedder
+from labeling.engines.llama_server import UNKNOWN, LlamaServer, LlamaServerEmbedder
 from labeling.engines.model_files import model_file
 from labeling.engines.ollama_server import OllamaEmbedder, OllamaServer
 from labeling.engines.openai_server import OpenAIServer
@@ -48,7 +48,7 @@ def _connect(project: Project, address: str) -> Engine:
     settings = project.engine
     connection = EngineConnection(address, timeout_s=settings.timeout_s, api_key=_api_key(project))
     if settings.kind == "llama-server":
-        return LlamaServer(connection, digest=settings.digest or "unknown")
+        return LlamaServer(connection, digest=settings.digest or UNKNOWN)
     if settings.kind == "ollama":
         return OllamaServer(connection, model=settings.model, context=settings.context, slots=settings.slots)
     return OpenAIServer(connection, model=settings.model, context=settings.context, slots=settings.slots)

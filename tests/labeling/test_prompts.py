@@ -284,6 +284,20 @@ def test_labels_are_words_for_a_model_that_puts_a_space_before_every_text(tmp_pa
     engine.close()
 
 
+def test_the_engine_in_the_process_is_known_by_its_file_wherever_that_lies(tmp_path: Path) -> None:
+    seen = []
+    for folder in (tmp_path / "here", tmp_path / "there"):
+        folder.mkdir()
+        engine = EmbeddedEngine(
+            sentencepiece_model(folder / "m.gguf", ["Sports"]), context=64, slots=1, threads=1
+        )
+        seen.append(engine.identity())
+        engine.close()
+
+    assert seen[0] == seen[1]
+    assert (seen[0].model, len(seen[0].digest)) == ("m.gguf", 64)
+
+
 def test_a_prompt_file_of_the_project_is_used_by_its_setup(
     project_folder: ProjectFactory, tmp_path: Path
 ) -> None:

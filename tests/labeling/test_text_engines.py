@@ -395,6 +395,24 @@ def test_a_model_that_is_not_there_is_named_with_those_that_are(kind: str, scrip
     assert "scripted.gguf" in caught.value.found
 
 
+def test_an_openai_server_is_known_by_the_size_and_shape_of_its_model_too(
+    scripted: ScriptedEngine, connect_by_text: Open
+) -> None:
+    engine = connect_by_text(scripted, "openai")
+    seen = []
+    for meta in (
+        {"n_params": 7, "n_vocab": 9},
+        {"n_params": 8, "n_vocab": 9},
+        {"n_params": 8, "n_vocab": 10},
+    ):
+        for second in (1, 2):  # what only tells the time is no part of it
+            scripted.model_entry = {"created": second, "meta": {**meta, "loaded_at": second, "n_ctx": second}}
+            seen.append(engine.identity())
+
+    assert seen[0::2] == seen[1::2]
+    assert len(set(seen)) == 3
+
+
 def test_a_model_swapped_in_mid_run_halts_it_with_nothing_of_the_batch_stored(
     scripted: ScriptedEngine, connect_by_text: Open, project_folder: ProjectFactory
 ) -> None:
