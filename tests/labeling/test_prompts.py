@@ -1,5 +1,6 @@
 """Prompts: one record each, the record's characters untouched, every version known by its content."""
 
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,19 @@ def test_exemplars_stand_before_the_record_in_the_words_the_model_answers_with(t
 
     assert "Text: first text\nLabel: beta\n" in prompt.prefix
     assert prompt.as_dict()["exemplars"] == ["r1"]
+
+
+def test_no_text_of_an_exemplar_is_taken_for_the_records_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    marks: list[str] = []
+    draw = secrets.token_hex
+    monkeypatch.setattr(secrets, "token_hex", lambda count: marks.append(draw(count)) or marks[-1])
+    source = template("{% for one in exemplars %}{{ one.text }}\n{% endfor %}{{ text }}\n=>")
+    bind(source, PROJECT, CODES, (Exemplar("r1", "a", "alpha"),))
+    shown = ("a \x02record\x03 b", f"a \x02record {marks[0]}\x03 b")
+
+    prompt = bind(source, PROJECT, CODES, tuple(Exemplar(f"r{text}", text, "alpha") for text in shown))
+
+    assert prompt.around("x") == "".join(f"{text}\n" for text in shown) + "x\n=>"
 
 
 def test_the_prompt_id_changes_with_everything_the_engine_reads() -> None:
