@@ -1,6 +1,7 @@
 """Candidate models and prompts side by side on the reviewed sample, with a recommendation that says why."""
 
 import os
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -193,8 +194,13 @@ def _pace(
     sample: Sequence[str],
     texts: Mapping[str, str],
 ) -> int | None:
-    """Records an hour, measured on records asked anew; their replies are not kept."""
-    records = [(record_id, f"{texts[record_id]} ") for record_id in sample[:PACE_RECORDS]]
+    """Records an hour, measured on records asked anew; their replies are not kept.
+
+    Each begins with a word of its own: the engine's cache still holds the same texts from the trial just before.
+    """
+    records = [
+        (record_id, f"{secrets.token_hex(3)} {texts[record_id]}") for record_id in sample[:PACE_RECORDS]
+    ]
     lists = label_lists(project, folder, engine, tried.prompt)
     started = time.perf_counter()
     outcome = score_batch(

@@ -17,7 +17,7 @@ from labeling.alike import most_alike
 from labeling.engines.protocol import Engine, LabelCode
 from labeling.engines.sharing import shared_engine
 from labeling.paths import ProjectFolder
-from labeling.prompts import Exemplar, Prompt, bind, label_codes, load_template
+from labeling.prompts import Exemplar, Prompt, bind, label_codes, load_template, only_text
 from labeling.scoring import Scored, score_batch
 from labeling.storage import read_json, write_content_addressed
 from labeling.task_types import task_type
@@ -92,7 +92,8 @@ class Copilot:
 
     def _made(self, number: int, record_id: str, text: str, recent: Sequence[Recent]) -> Fresh | None:
         engine = self._open(self._project)
-        chosen = exemplars_for(record_id, text, recent, most=self._project.prompts.exemplars)
+        plain = [one for one in recent if only_text(one.text, engine.control_marks)]
+        chosen = exemplars_for(record_id, text, plain, most=self._project.prompts.exemplars)
         prompt = self._prompt(engine, number, chosen)
         outcome = score_batch(
             engine, prompt, [(record_id, text)], over_long=self._project.prompts.over_long, in_flight=1

@@ -4,7 +4,7 @@ Nothing here ever reads the slice: it is what the result is measured on. A candi
 on reviewed records says that it is better (exact McNemar, one-sided, p < 0.05); an ungated change is a coin toss.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from labeling.cascade import batch_of, fit_student_confidence, left_to_student, 
 from labeling.engines.protocol import Engine
 from labeling.intervals import mcnemar_exact, paired_gain, wilson
 from labeling.paths import ProjectFolder
-from labeling.prompts import Exemplar, Prompt, bind, prompt_of
+from labeling.prompts import Exemplar, Prompt, bind, only_text, prompt_of
 from labeling.record_store import Vectors, record_ids, rows_of, texts_of
 from labeling.score_store import ScoreStore, register
 from labeling.setup import bound_prompts, load_plan, try_prompts
@@ -106,7 +106,9 @@ def _prompt_trials(
     seen |= {candidate.get("prompt_id") for candidate in before.candidates}
     trials = [prompt for prompt in bound if prompt.prompt_id not in seen]
     if project.prompts.exemplars and not in_use.exemplars and used["template_source"]:
-        exemplars = balanced_exemplars(known, project.label_schema.names, project.prompts.exemplars)
+        exemplars = balanced_exemplars(
+            known, project.label_schema.names, project.prompts.exemplars, control_marks=engine.control_marks
+        )
         with_exemplars = bind(in_use.template, project, in_use.codes, exemplars, listing=in_use.listing)
         if (with_exemplars.prefix, with_exemplars.cue) != (
             in_use.prefix,
@@ -116,9 +118,15 @@ def _prompt_trials(
     return in_use, trials
 
 
-def balanced_exemplars(known: Lesson, labels: Sequence[str], most: int) -> list[Exemplar]:
-    """Short reviewed records, one a label in turn: long ones would cost every later record their tokens."""
-    order = sorted(range(len(known.ids)), key=lambda index: (len(known.texts[index]), known.ids[index]))
+def balanced_exemplars(
+    known: Lesson, labels: Sequence[str], most: int, *, control_marks: Collection[str] = ()
+) -> list[Exemplar]:
+    """Short reviewed records, one a label in turn: long ones would cost every later record their tokens.
+
+    None that the engine would read a command in (`control_marks`): it would be obeyed in every later record's prompt.
+    """
+    usable = [index for index, text in enumerate(known.texts) if only_text(text, control_marks)]
+    order = sorted(usable, key=lambda index: (len(known.texts[index]), known.ids[index]))
     by_label = {label: [index for index in order if known.labels[index] == label] for label in labels}
     picked: list[int] = []
     rank = 0

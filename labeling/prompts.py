@@ -1,13 +1,15 @@
 """Prompt templates: versioned files, one record a prompt, the record last.
 
-A template is rendered with a marker in the record's place and cut there, so the record's own characters never pass
-through the template language, and everything before the record is the same bytes for every record: the engine's
+A template is rendered with a random marker in the record's place and cut there, so the record's own characters never
+pass through the template language, and everything before the record is the same bytes for every record: the engine's
 prefix cache serves it.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ from schemas.errors import PromptFileError
 from schemas.project import Label, Project
 from schemas.values import content_hash
 
-_MARK = "\x02record\x03"
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=False, trim_blocks=False
 )
@@ -209,8 +210,11 @@ def prompt_of(used: Mapping[str, Any]) -> Prompt:
 
 def _rendered(template: PromptTemplate, context: Mapping[str, Any]) -> tuple[str, str]:
     """What stands before and after the record."""
+    mark = (
+        f"\x02record {secrets.token_hex(8)}\x03"  # new each time: no exemplar and no definition can hold it
+    )
     try:
-        rendered = _ENVIRONMENT.from_string(template.source).render(**context, text=_MARK)
+        rendered = _ENVIRONMENT.from_string(template.source).render(**context, text=mark)
     except jinja2.TemplateError as error:
         raise PromptFileError(
             f"prompt {template.name}",
@@ -218,15 +222,20 @@ def _rendered(template: PromptTemplate, context: Mapping[str, Any]) -> tuple[str
             expected="a Jinja template using instruction, labels, exemplars and text",
             next_step="Compare with configs/prompts/plain.jinja.",
         ) from error
-    if rendered.count(_MARK) != 1:
+    if rendered.count(mark) != 1:
         raise PromptFileError(
             f"prompt {template.name}",
-            found=f"{{{{ text }}}} {rendered.count(_MARK)} times",
+            found=f"{{{{ text }}}} {rendered.count(mark)} times",
             expected="it exactly once, after everything that is the same for all records",
             next_step="Put {{ text }} near the end of the template.",
         )
-    prefix, cue = rendered.split(_MARK)
+    prefix, cue = rendered.split(mark)
     return prefix, cue.rstrip()
+
+
+def only_text(text: str, control_marks: Collection[str]) -> bool:
+    """Whether an engine with these control marks (`Engine.control_marks`) reads no part of a text as a command."""
+    return not any(mark in text for mark in control_marks)
 
 
 def label_codes(
@@ -247,8 +256,8 @@ def label_codes(
         raise PromptFileError(
             "prompts.codes",
             found="labels whose names start with the same token",
-            expected="names that differ in their first token",
-            next_step="Use prompts.codes: auto.",
+            expected="names that differ in their first token, and none that begins another where tokens are not told",
+            next_step="Use prompts.codes: auto, or give the labels a `word` each that begins differently.",
         )
     alphabet = [chr(ord("A") + index) for index in range(26)]
     codes: list[LabelCode] = []
@@ -266,16 +275,18 @@ def label_codes(
             "schema.labels",
             found=f"{len(labels)} labels",
             expected=f"at most {len(codes)}: this tokenizer has no more single-token codes",
-            next_step="Use fewer labels or another model.",
+            next_step="Use fewer labels, a `word` for each that begins differently, or another model.",
         )
     return tuple(codes)
 
 
 def _told_apart(codes: Sequence[LabelCode]) -> bool:
     """Whether no two codes begin alike and none begins with a part of a character, which engines cannot tell."""
-    return len({_start(code) for code in codes}) == len(codes) and all(
-        "\ufffd" not in code.token for code in codes
-    )
+    if len({_start(code) for code in codes}) < len(codes) or any("\ufffd" in code.token for code in codes):
+        return False
+    # " Pay" begins " Payroll": where tokens are not known, a first token of both would be read as the shorter one's.
+    blind = sorted(code.text.strip() for code in codes if code.token_id < 0 and not code.token)
+    return not any(later.startswith(earlier) for earlier, later in pairwise(blind))
 
 
 def _start(code: LabelCode) -> object:

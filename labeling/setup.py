@@ -12,8 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from labeling.calibration import fit_batch_calibration, fit_correctness
-from labeling.engines.protocol import Engine
-from labeling.engines.self_test import Point, as_json, labels_first, require, self_test, warnings_of
+from labeling.engines.protocol import UNREPORTED, Engine
+from labeling.engines.self_test import (
+    Point,
+    as_json,
+    labels_first,
+    labels_told,
+    require,
+    self_test,
+    warnings_of,
+)
 from labeling.intervals import gate_verdict, records_to_conclude, wilson_for_best_of
 from labeling.label_lists import LabelLists, label_lists, listing_for, recall
 from labeling.paths import ProjectFolder
@@ -373,15 +381,15 @@ def keep_self_test(
     own = prompt if lists is None else lists.prompt_for(ids[0])
     points = self_test(engine, own, digest=project.engine.digest)
     if not any(point.critical and point.passed is False for point in points):
-        points += (_labels_first(project, folder, engine, prompt, ids),)
+        points += _on_the_sample(project, folder, engine, prompt, ids)
     write_json(path, as_json(points, engine))
     require(points)
     return warnings_of(read_json(path))
 
 
-def _labels_first(
+def _on_the_sample(
     project: Project, folder: ProjectFolder, engine: Engine, prompt: Prompt, ids: Sequence[str]
-) -> Point:
+) -> tuple[Point, ...]:
     """Asks the first records of the sample, which no plan leaves out; their scores are kept like all others."""
     store = register(project, folder, engine, prompt)
     texts = texts_of(project, folder, ids)
@@ -391,7 +399,19 @@ def _labels_first(
     ):
         first += sum(row.label_first for row in outcome.scored)
         asked += len(outcome.scored) + len(outcome.set_aside)
-    return labels_first(first, asked)
+    point = labels_first(first, asked)
+    if (
+        engine.tells is None or prompt.listing.most is not None
+    ):  # a label that was not listed is not told either
+        return (point,)
+    scores, _ = store.matrix(ids)
+    scores = scores[np.isfinite(scores).all(axis=1)]
+    never = [
+        code.label
+        for code, column in zip(prompt.codes, scores.T, strict=False)
+        if np.isclose(column, UNREPORTED).all()
+    ]
+    return point, labels_told(never, len(scores))
 
 
 def save_setup(folder: ProjectFolder, plan: Plan, figures: dict[str, Any]) -> None:

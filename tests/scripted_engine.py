@@ -104,6 +104,7 @@ class ScriptedEngine:
         self.delay_s = 0.0
         self.signal = 2.5
         self.hide_labels_in_raw = False
+        self.adds_space = False  # before every text it tokenizes, as SentencePiece models do
         self.written = '{"label": "alpha", "sure": true}'  # what it answers under a schema
         self.writes_whole = True
         self.hidden: dict[str, Any] = {}  # keys laid over every completion reply
@@ -182,7 +183,7 @@ class ScriptedEngine:
 
     def tokenize(self, body: dict[str, Any]) -> dict[str, Any]:
         ids = [BOS] if body.get("add_special") else []
-        for piece in _PIECES.findall(body["content"]):
+        for piece in _PIECES.findall(" " * self.adds_space + body["content"]):
             number = token_id(piece)
             self._pieces[number] = piece
             ids.append(number)
@@ -311,6 +312,10 @@ class ScriptedEngine:
             data.append({"index": index, "embedding": self.vector(told)})
         return {"data": data}
 
+    def embed(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Ollama's way to vectors."""
+        return {"embeddings": [self.vector(text) for text in body["input"]], **self.hidden}
+
     def vector(self, text: str) -> list[float]:
         """Texts that mention a label lie around that label's own axis."""
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=2 * WIDTH).digest()
@@ -377,6 +382,8 @@ class _Connection(asyncio.Protocol):
             self._send({"version": engine.build_info})
         elif path == "/api/status":
             self._send({"cloud": engine.cloud})
+        elif path == "/api/embed":
+            self._send(engine.embed(body))
         elif path == "/api/show":
             self._send(engine.show())
         elif path == "/v1/models":

@@ -14,13 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from labeling.engines.http import EngineConnection, finite, says_too_long
+from labeling.engines.openai_server import told_of_model
 from labeling.engines.protocol import FirstToken, Identity, LabelCode, LabelScores, Tokens
 from labeling.engines.structured import Schema, checked_answer
 from schemas.errors import EngineError, PromptTooLong
+from schemas.values import content_hash
 
 RAW_TOP = 256  # a second call costs more than the answer that is longer by 190 tokens
 BIAS = 100.0
 ROUNDING = 1e-3
+CUE_END = ":"
+UNKNOWN = "unknown"
 SAMPLING = f"one token; raw log-probabilities; equal-bias ratio for labels outside the top {RAW_TOP}"
 
 
@@ -36,6 +40,18 @@ def _props(connection: EngineConnection) -> dict[str, Any]:
     return props
 
 
+def _told_of_model(connection: EngineConnection) -> dict[str, Any]:
+    """Size and shape of the model as `/v1/models` tells them; nothing where a server does not."""
+    try:
+        reply = connection.call("GET", "/v1/models")
+    except EngineError as error:
+        if error.retryable:
+            raise
+        return {}
+    listed = reply.get("data") if isinstance(reply, dict) else None
+    return told_of_model(listed[0] if isinstance(listed, list) and listed else None)
+
+
 def _context(props: dict[str, Any]) -> int:
     settings = props.get("default_generation_settings")
     return int(finite(settings.get("n_ctx")) or 0) if isinstance(settings, dict) else 0
@@ -46,12 +62,27 @@ def _cached(reply: dict[str, Any]) -> int:
     return max(0, int(finite(timings.get("cache_n")) or 0)) if isinstance(timings, dict) else 0
 
 
+def _with_file(model: str, file: str, size: object) -> str:
+    """An alias with the name of the file behind it and its size. Not its folder: servers of a fleet may differ in it
+    where the project says by `engine.digest` that their weights are the same."""
+    more = [file] if file not in ("", model) else []
+    more += [f"{size:,} bytes"] if isinstance(size, int) else []
+    return f"{model} ({', '.join(more)})" if more else model
+
+
 class LlamaServer:
-    """One llama.cpp server over HTTP."""
+    """One llama.cpp server over HTTP.
+
+    Args:
+        connection: To an address already checked to be loopback or the client's own.
+        digest: Of the weights, as the project names it; `UNKNOWN` where it names none. A server does not tell it, so
+            that what it does tell of the file stands beside it in the identity, or in its place.
+    """
 
     counts = True
     tells: int | None = None
     control_marks: Collection[str] = ()  # tokenized here, with parse_special off
+    digest_is_measured = False  # of the very file that is served
 
     def __init__(
         self,
@@ -78,12 +109,20 @@ class LlamaServer:
 
     def identity(self) -> Identity:
         props = _props(self._http)
-        model = str(props.get("model_alias") or props.get("model_path") or "?").rsplit("/", 1)[-1]
+        path = str(props.get("model_path") or "")
+        model = str(props.get("model_alias") or path or "?").rsplit("/", 1)[-1]
+        digest = self._digest
+        if not self.digest_is_measured:
+            told = _told_of_model(self._http)
+            if digest == UNKNOWN:
+                digest = f"{UNKNOWN}-{content_hash({'model_path': path, **told})}"
+            else:
+                model = _with_file(model, path.rsplit("/", 1)[-1], told.get("size"))
         return Identity(
             engine=self._engine,
             engine_version=str(props.get("build_info") or "?"),
             model=model,
-            digest=self._digest,
+            digest=digest,
             quantization=str(props.get("model_ftype") or "?"),
             context=_context(props),
             sampling=SAMPLING,
@@ -97,7 +136,12 @@ class LlamaServer:
         return self._tokens(text, special=False)
 
     def first_token(self, text: str) -> FirstToken:
-        ids = self.token_ids(text)
+        # After a colon, as a prompt's cue ends: alone, some models (Llama 2, Mistral 7B) put a space before any text.
+        cue, both = self.token_ids(CUE_END), self.token_ids(CUE_END + text)
+        apart = both[: len(cue)] == cue and len(both) > len(
+            cue
+        )  # else the colon is one token with what follows
+        ids = both[len(cue) :] if apart else self.token_ids(text)
         return FirstToken(ids[0], "", len(ids) == 1)
 
     def _tokens(self, text: str, *, special: bool) -> tuple[int, ...]:

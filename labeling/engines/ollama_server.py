@@ -1,8 +1,9 @@
-"""Ollama: label scores from the top 20 tokens of its native API, vectors through its official Python client.
+"""Ollama: label scores from the top 20 tokens of its native API, and vectors.
 
-Scores do not go through the client: its replies are unbounded, and it cannot send `truncate: false`. What Ollama does
-by default and must not: cut an over-long prompt in silence, and queue requests one behind the other. The first is
-forbidden in every request and checked against the engine's own count; the second is measured and said.
+Its official Python client is not used: its replies are unbounded, and it cannot send `truncate: false`. What Ollama
+does by default and must not: cut an over-long prompt in silence, queue requests one behind the other, and forward
+texts to its cloud. The first is forbidden in every request and checked against the engine's own count; the second is
+measured and said; the third is asked about before any text is sent, and every answer is looked at for it.
 """
 
 import time
@@ -10,10 +11,8 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import numpy as np
 import numpy.typing as npt
-import ollama
 
 from labeling.engines.http import EngineConnection, finite, says_too_long
 from labeling.engines.protocol import FirstToken, Identity, LabelCode, LabelScores, Tokens
@@ -26,7 +25,7 @@ from labeling.engines.top_tokens import (
     too_long,
 )
 from labeling.engines.vocabulary import Vocabulary
-from schemas.errors import EngineError, EngineUnavailable, ModelFileError
+from schemas.errors import EngineError, ModelFileError
 
 TOP = 20
 SAMPLING = f"one token; raw log-probabilities of the top {TOP}"
@@ -53,6 +52,59 @@ def _models(connection: EngineConnection) -> list[dict[str, Any]]:
     return [entry for entry in listed if isinstance(entry, dict)]
 
 
+def _refuse_cloud(connection: EngineConnection) -> None:
+    try:
+        status = connection.call("GET", "/api/status")
+    except EngineError as error:
+        if not error.found.startswith("HTTP 404"):
+            raise
+        return  # an older Ollama without the route; the model's own entry is checked all the same
+    cloud = status.get("cloud") if isinstance(status, dict) else None
+    if not isinstance(cloud, dict) or cloud.get("disabled") is not True:
+        raise EngineError(
+            f"{connection.url}/api/status",
+            found="Ollama's cloud features are on",
+            expected="them off: nothing may leave the building",
+            next_step="Start it with OLLAMA_NO_CLOUD=1.",
+        )
+
+
+def _entry(connection: EngineConnection, model: str, key: str) -> dict[str, Any]:
+    """What Ollama lists of a model that `key` of the project names and that runs on this machine."""
+    listed = _models(connection)
+    for entry in listed:
+        if entry.get("name") in (model, f"{model}:latest"):
+            if entry.get("remote_host") or entry.get("remote_model"):
+                raise ModelFileError(
+                    f"{key} {model!r}",
+                    found=f"a model that runs at {entry.get('remote_host') or 'another host'}",
+                    expected="a model on this machine",
+                    next_step="Nothing may leave the building: choose a local model.",
+                )
+            return entry
+    names = ", ".join(str(entry.get("name")) for entry in listed)
+    raise ModelFileError(
+        f"{key} {model!r}",
+        found=f"Ollama has {names or 'no model'}",
+        expected="the model in its list",
+        next_step=f"`ollama create {model} -f Modelfile` (or pull it where a network is).",
+    )
+
+
+def _of_this_machine(reply: object, where: str) -> dict[str, Any]:
+    """A reply that is an object and was not made by another host."""
+    if not isinstance(reply, dict):
+        raise EngineError(where, found=str(reply)[:200], expected="an object", next_step="See Ollama's log.")
+    if reply.get("remote_host") or reply.get("remote_model"):
+        raise ModelFileError(
+            where,
+            found=f"an answer from {reply.get('remote_host') or 'another host'}",
+            expected="an answer of this machine",
+            next_step="Stop this Ollama: it forwards texts to another machine.",
+        )
+    return reply
+
+
 class OllamaServer:
     """One Ollama and one of its models.
 
@@ -73,7 +125,7 @@ class OllamaServer:
     def __init__(self, connection: EngineConnection, *, model: str, context: int, slots: int | None) -> None:
         self._http, self._model = connection, model
         _refuse_cloud_name(model, "engine.model")
-        self._refuse_cloud()
+        _refuse_cloud(connection)
         self._vocabulary, self.control_marks, trained = self._read_model()
         # Ollama gives a model no more than it was trained with, whatever is asked.
         self.context = min(context, trained or context)
@@ -85,44 +137,8 @@ class OllamaServer:
             # each; 0.34 takes 1 ms): two wait for each that is computed, or slots idle between two.
             self.slots = 3 * self.parallel
 
-    def _refuse_cloud(self) -> None:
-        try:
-            status = self._http.call("GET", "/api/status")
-        except EngineError as error:
-            if not error.found.startswith("HTTP 404"):
-                raise
-            return  # an older Ollama without the route; the model's own entry is checked below
-        cloud = status.get("cloud") if isinstance(status, dict) else None
-        if not isinstance(cloud, dict) or cloud.get("disabled") is not True:
-            raise EngineError(
-                f"{self._http.url}/api/status",
-                found="Ollama's cloud features are on",
-                expected="them off: nothing may leave the building",
-                next_step="Start it with OLLAMA_NO_CLOUD=1.",
-            )
-
-    def _entry(self) -> dict[str, Any]:
-        listed = _models(self._http)
-        for entry in listed:
-            if entry.get("name") in (self._model, f"{self._model}:latest"):
-                if entry.get("remote_host") or entry.get("remote_model"):
-                    raise ModelFileError(
-                        f"engine.model {self._model!r}",
-                        found=f"a model that runs at {entry.get('remote_host') or 'another host'}",
-                        expected="a model on this machine",
-                        next_step="Nothing may leave the building: choose a local model.",
-                    )
-                return entry
-        names = ", ".join(str(entry.get("name")) for entry in listed)
-        raise ModelFileError(
-            f"engine.model {self._model!r}",
-            found=f"Ollama has {names or 'no model'}",
-            expected="the model in its list",
-            next_step=f"`ollama create {self._model} -f Modelfile` (or pull it where a network is).",
-        )
-
     def identity(self) -> Identity:
-        entry = self._entry()
+        entry = _entry(self._http, self._model, "engine.model")
         version = self._http.call("GET", "/api/version")
         details = entry.get("details")
         return Identity(
@@ -137,7 +153,7 @@ class OllamaServer:
 
     def _read_model(self) -> tuple[Vocabulary | None, Collection[str], int | None]:
         """Vocabulary, control tokens and training context, from the model's own file where Ollama tells them."""
-        self._entry()
+        _entry(self._http, self._model, "engine.model")
         shown = self._http.call(
             "POST", "/api/show", {"model": self._model, "verbose": True}, most_bytes=SHOW_BYTES
         )
@@ -234,20 +250,11 @@ class OllamaServer:
             if says_too_long(error):
                 raise too_long(where, "a prompt that does not fit", self.context) from error
             raise
-        if not isinstance(reply, dict):
-            raise EngineError(
-                where, found=str(reply)[:200], expected="an object", next_step="The record is set aside."
-            )
-        if reply.get("remote_host") or reply.get("remote_model"):
-            raise ModelFileError(
-                where,
-                found=f"an answer from {reply.get('remote_host') or 'another host'}",
-                expected="an answer of this machine",
-                next_step="Stop this Ollama: it forwards texts to another machine.",
-            )
-        counted = reply.get("prompt_eval_count")
-        check_count(counted, name="prompt_eval_count", context=self.context, where=where)
-        return reply
+        told = _of_this_machine(reply, where)
+        check_count(
+            told.get("prompt_eval_count"), name="prompt_eval_count", context=self.context, where=where
+        )
+        return told
 
     def _measure_slots(self) -> int:
         """How many requests Ollama computes at once (1, 2, 4 or 8, at least): while so many long answers are written,
@@ -305,7 +312,8 @@ class OllamaEmbedder:
         timeout_s: For each batch.
 
     Raises:
-        ModelFileError: Ollama does not have the model, or it is a cloud model.
+        ModelFileError: Ollama does not have the model, or it runs somewhere else (cloud, remote host).
+        EngineError: Ollama's cloud features are on, or its replies are no vectors.
         EngineUnavailable: no answer.
     """
 
@@ -313,60 +321,51 @@ class OllamaEmbedder:
 
     def __init__(self, url: str, *, model: str, timeout_s: float) -> None:
         _refuse_cloud_name(model, "embedding.model")
-        self._url, self._model = url, model
-        self._client = ollama.Client(host=url, timeout=timeout_s, trust_env=False, follow_redirects=False)
-        self.model_id = f"{model.replace(':', '-').replace('/', '-')}-{self._digest()[:12]}"
+        self._http, self._model = EngineConnection(url, timeout_s=timeout_s), model
+        _refuse_cloud(self._http)
+        digest = str(_entry(self._http, model, "embedding.model").get("digest"))
+        self.model_id = f"{model.replace(':', '-').replace('/', '-')}-{digest[:12]}"
+        self.width = 0
         self.width = int(self.embed(["width"]).shape[1])
 
-    def _digest(self) -> str:
-        try:
-            listed = self._client.list().models
-        except (httpx.HTTPError, ConnectionError, ollama.ResponseError) as error:
-            raise self._unavailable(error) from error
-        names = [entry.model or "" for entry in listed]
-        for entry in listed:
-            if entry.model in (self._model, f"{self._model}:latest"):
-                return str(entry.digest)
-        raise ModelFileError(
-            f"embedding.model {self._model!r}",
-            found=f"Ollama has {', '.join(names) or 'no model'}",
-            expected="the model in its list",
-            next_step=f"`ollama create {self._model} -f Modelfile` (or pull it where a network is).",
-        )
-
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        rows: list[Sequence[float]] = []
+        rows: list[npt.NDArray[np.float32]] = []
         for start in range(0, len(texts), self.BATCH):
-            batch = list(texts[start : start + self.BATCH])
-            try:
-                vectors = self._client.embed(model=self._model, input=batch, truncate=True).embeddings
-            except (httpx.HTTPError, ConnectionError, ollama.ResponseError) as error:
-                raise self._unavailable(error) from error
-            if len(vectors) != len(batch):
-                raise EngineError(
-                    f"{self._url}/api/embed",
-                    found=f"{len(vectors)} vectors",
-                    expected=f"{len(batch)}",
-                    next_step="See Ollama's log.",
-                )
-            rows.extend(vectors)
+            rows.extend(self._batch(texts[start : start + self.BATCH]))
         matrix = np.asarray(rows, dtype=np.float32)
-        if not np.isfinite(matrix).all():
-            raise EngineError(
-                f"{self._url}/api/embed",
-                found="NaN in a vector",
-                expected="numbers",
-                next_step="Restart Ollama.",
-            )
         unit: npt.NDArray[np.float32] = matrix / np.maximum(
             np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12
         )
         return unit
 
-    def _unavailable(self, error: Exception) -> EngineUnavailable:
-        return EngineUnavailable(
-            self._url, found=str(error), expected="an answer", next_step="Check that `ollama serve` runs."
+    def _batch(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        where = f"{self._http.url}/api/embed"
+        body = {"model": self._model, "input": list(texts), "truncate": True}
+        vectors = _of_this_machine(self._http.call("POST", "/api/embed", body), where).get("embeddings")
+        if not isinstance(vectors, list) or len(vectors) != len(texts):
+            found = f"{len(vectors)} vectors" if isinstance(vectors, list) else "no embeddings"
+            raise EngineError(
+                where, found=found, expected=f"{len(texts)} vectors", next_step="See Ollama's log."
+            )
+        try:
+            matrix = np.asarray(vectors, dtype=np.float32)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise self._no_vectors(where, str(error)) from error
+        if matrix.ndim != 2 or not matrix.shape[1] or self.width not in (0, matrix.shape[1]):
+            raise self._no_vectors(where, f"an array of shape {matrix.shape}")
+        if not np.isfinite(matrix).all():
+            raise self._no_vectors(where, "a number that is not finite")
+        return matrix
+
+    @staticmethod
+    def _no_vectors(where: str, found: str) -> EngineError:
+        return EngineError(
+            where,
+            found=f"embeddings that are no vectors ({found})",
+            expected="numbers, as many for each text",
+            next_step="Check that the model is one for embeddings (`ollama show`), and restart Ollama.",
         )
 
     def close(self) -> None:
-        """Nothing to free: the server is somebody else's."""
+        """Ends the connections; the server is somebody else's."""
+        self._http.close()

@@ -25,6 +25,21 @@ TOP = 20
 SAMPLING = f"one token; raw log-probabilities of the top {TOP}"
 DEFAULT_SLOTS = 8
 _MOODS = ("created", "permission", "meta")  # differ between two starts of one server, or hold clocks
+_WEIGHTS = (
+    "n_params",
+    "size",
+    "n_vocab",
+    "n_embd",
+    "n_ctx_train",
+    "vocab_type",
+    "ftype",
+)  # of `meta`; tell models apart
+
+
+def told_of_model(entry: object) -> dict[str, Any]:
+    """What `meta` of an entry under `/v1/models` tells of the weights and nothing else changes."""
+    meta = entry.get("meta") if isinstance(entry, dict) else None
+    return {key: meta[key] for key in _WEIGHTS if key in meta} if isinstance(meta, dict) else {}
 
 
 class OpenAIServer:
@@ -63,7 +78,9 @@ class OpenAIServer:
             engine="openai",
             engine_version=str(entry.get("owned_by") or "?"),
             model=self._model,
-            digest=content_hash({key: value for key, value in entry.items() if key not in _MOODS}),
+            digest=content_hash(
+                {key: value for key, value in entry.items() if key not in _MOODS} | told_of_model(entry)
+            ),
             quantization="?",
             context=self.context,
             sampling=SAMPLING,

@@ -6,8 +6,9 @@ import os
 from labeling.engines.embedded import EmbeddedEmbedder, EmbeddedEngine
 from labeling.engines.fleet import Fleet
 from labeling.engines.http import EngineConnection, check_address
-from labeling.engines.llama_server import LlamaServer, LlamaServerEmbedder
+from labeling.engines.llama_server import UNKNOWN, LlamaServer, LlamaServerEmbedder
 from labeling.engines.model_files import model_file
+from labeling.engines.ollama_server import OllamaEmbedder, OllamaServer
 from labeling.engines.openai_server import OpenAIServer
 from labeling.engines.protocol import Embedder, Engine
 from schemas.errors import EngineUnavailable, ModelFileError, ProjectError
@@ -47,10 +48,8 @@ def _connect(project: Project, address: str) -> Engine:
     settings = project.engine
     connection = EngineConnection(address, timeout_s=settings.timeout_s, api_key=_api_key(project))
     if settings.kind == "llama-server":
-        return LlamaServer(connection, digest=settings.digest or "unknown")
+        return LlamaServer(connection, digest=settings.digest or UNKNOWN)
     if settings.kind == "ollama":
-        from labeling.engines.ollama_server import OllamaServer  # its client costs 0.3 s to import
-
         return OllamaServer(connection, model=settings.model, context=settings.context, slots=settings.slots)
     return OpenAIServer(connection, model=settings.model, context=settings.context, slots=settings.slots)
 
@@ -120,7 +119,5 @@ def connect_embedder(project: Project, *, fetch: bool = False) -> Embedder | Non
         address = _addresses(project, settings.endpoints, "embedding.endpoints")[0]
         connection = EngineConnection(address, timeout_s=project.engine.timeout_s)
         return LlamaServerEmbedder(connection, model_id=settings.model)
-    from labeling.engines.ollama_server import OllamaEmbedder  # the client costs 0.3 s to import
-
     address = _addresses(project, settings.endpoints, "embedding.endpoints")[0]
     return OllamaEmbedder(address, model=settings.model, timeout_s=project.engine.timeout_s)

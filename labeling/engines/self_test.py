@@ -175,6 +175,28 @@ def labels_first(first: int, asked: int) -> Point:
     return Point("labels come first", False, False, sentence, remedy)
 
 
+def labels_told(never: Sequence[str], asked: int) -> Point:
+    """Whether an engine that tells few tokens tells every label: `never` are those it told on none of `asked` records.
+
+    A label whose first token is not known may begin with one that is shared or too short to be seen as its own.
+    """
+    name = "labels are told"
+    if not asked:
+        return Point(name, None, False, "No record has scores that this could be looked at on.")
+    if not never:
+        return Point(name, True, False, f"Every label was told on some of {asked} records.")
+    told = ", ".join(f'"{label}"' for label in never[:3]) + (" and others" if len(never) > 3 else "")
+    return Point(
+        name,
+        False,
+        False,
+        f"{'Label' if len(never) == 1 else 'Labels'} {told} {'was' if len(never) == 1 else 'were'} told on none of "
+        f"{asked} records: this engine may never suggest {'it' if len(never) == 1 else 'them'}.",
+        "Give the label another `word` (a common one that begins like no other), set prompts.codes: letters, or use "
+        "llama-server or the embedded engine, which tell every label.",
+    )
+
+
 def _at_once(engine: Engine, prompt: Prompt) -> Point:
     """Two fresh requests of one length at once: where they wait in line, the second takes twice as long."""
 

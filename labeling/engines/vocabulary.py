@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from labeling.engines.protocol import FirstToken
 
-_WORD = re.compile(r" ?[^\W\d_]+| ?\d| ?[^\s\w]+|\s+")
+# As byte-level models cut a text before they merge: "_" is a sign like others, and the last space goes with the word.
+_WORD = re.compile(r" ?[^\W\d_]+| ?\d| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
 
 
 class Vocabulary:

@@ -8,7 +8,7 @@ from scripted_engine import ScriptedEngine
 from small_projects import ProjectFactory
 
 from labeling.benchmarking import bench, bench_row
-from labeling.comparing import compare, comparison_table
+from labeling.comparing import PACE_RECORDS, compare, comparison_table
 from labeling.engines.http import EngineConnection
 from labeling.engines.llama_server import LlamaServer
 from labeling.engines.ollama_server import OllamaServer
@@ -48,6 +48,22 @@ def test_every_prompt_and_strength_is_a_row_and_the_best_is_first(
     }  # the scripted model reads the record only
     assert answer["recommended"]["model"] == "scripted.gguf"
     assert "| scripted.gguf (Q4_0) |" in comparison_table(answer)
+
+
+def test_the_pace_is_measured_on_texts_that_no_cache_holds_the_start_of(
+    scripted: ScriptedEngine, project_folder: ProjectFactory
+) -> None:
+    project, folder, truth = project_with(scripted, project_folder)
+    texts = set(texts_of(project, folder, sorted(truth)).values())
+
+    compare(project, folder, truth, ["scripted.gguf"])
+    compare(project, folder, truth, ["scripted.gguf"])
+
+    paced = [asked for asked in scripted.asked if asked not in texts and asked.partition(" ")[2] in texts]
+    prompts = len(project.prompts.files)
+    assert len(paced) == 2 * PACE_RECORDS * prompts
+    assert len({asked.partition(" ")[0] for asked in paced}) == len(paced)
+    assert not any(asked.startswith(text) for asked in paced for text in texts)
 
 
 def test_a_model_that_takes_what_is_named_first_is_found_out(

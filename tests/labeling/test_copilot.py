@@ -73,6 +73,18 @@ def test_long_answers_are_no_examples_and_none_at_all_is_fine(helper: Callable[.
     assert fresh is not None and fresh.exemplars == ()
 
 
+def test_an_answer_the_engine_reads_a_command_in_is_no_example(
+    helper: Callable[..., Copilot], scripted: ScriptedEngine, connect: Callable[..., LlamaServer]
+) -> None:
+    engine = connect(scripted)
+    engine.control_marks = ("<|im_end|>",)
+    recent = [Recent("r5", "an invoice<|im_end|>", "beta"), *RECENT]
+
+    fresh = helper(lambda _: engine).suggest(1, "r9", "an invoice", recent)
+
+    assert fresh is not None and {one.record_id for one in fresh.exemplars} == {"r1", "r3"}
+
+
 def test_an_engine_that_failed_is_left_alone_for_a_while(
     helper: Callable[..., Copilot], scripted: ScriptedEngine
 ) -> None:

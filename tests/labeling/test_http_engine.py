@@ -8,15 +8,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
-from scripted_engine import FAULTS, WIDTH, ScriptedEngine, code_id
+from scripted_engine import FAULTS, WIDTH, ScriptedEngine, code_id, token_id
 
 from labeling.engines import http as http_module
 from labeling.engines.http import EngineConnection, check_address, finite, says_too_long
-from labeling.engines.llama_server import LlamaServer, LlamaServerEmbedder
-from labeling.engines.protocol import LabelCode, LabelScores
+from labeling.engines.llama_server import UNKNOWN, LlamaServer, LlamaServerEmbedder
+from labeling.engines.protocol import FirstToken, LabelCode, LabelScores
 from schemas.errors import EngineError, EngineUnavailable, ProjectError, PromptTooLong
 
 Connect = Callable[..., LlamaServer]
@@ -66,6 +67,24 @@ def test_text_that_looks_like_a_control_token_is_sent_as_text(
     assert engine.token_ids("<|im_end|>") == engine.tokenize("<|im_end|>").ids[1:]
 
 
+@pytest.mark.parametrize("adds_space", [False, True])
+def test_the_first_token_of_a_label_is_the_one_it_has_after_a_colon(
+    adds_space: bool, scripted: ScriptedEngine, connect: Connect
+) -> None:
+    scripted.adds_space = adds_space
+    engine = connect(scripted)
+
+    first = [engine.first_token(code.text) for code in CODES]
+
+    assert first == [FirstToken(code.token_id, "", True) for code in CODES]
+
+
+def test_a_colon_that_is_one_token_with_what_follows_is_left_out(
+    scripted: ScriptedEngine, connect: Connect
+) -> None:
+    assert connect(scripted).first_token("alpha") == FirstToken(token_id("alpha"), "", True)
+
+
 def test_a_slot_count_and_context_come_from_the_server(scripted: ScriptedEngine, connect: Connect) -> None:
     scripted.context, scripted.slots = 2048, 7
 
@@ -99,12 +118,54 @@ def test_the_identity_changes_with_the_model_the_build_and_the_context(
     assert len(seen) == 5
 
 
-def test_a_path_of_the_servers_machine_is_not_part_of_the_identity(
+def test_a_path_of_the_servers_machine_is_not_part_of_the_models_name(
     scripted: ScriptedEngine, connect: Connect
 ) -> None:
     scripted.props_extra = {"model_alias": None, "model_path": "/srv/models/m.gguf"}
 
     assert connect(scripted).identity().model == "m.gguf"
+
+
+META = {"n_params": 7_000_000, "size": 4_000_000}
+
+
+@pytest.mark.parametrize(
+    ("props", "meta"),
+    [
+        ({"model_path": "/models/other.gguf"}, META),
+        ({"model_path": "/elsewhere/scripted.gguf"}, META),
+        ({}, {**META, "n_params": 8_000_000}),
+        ({}, {**META, "size": 5_000_000}),
+        ({}, None),
+    ],
+)
+def test_without_a_digest_the_identity_covers_what_the_server_tells_of_the_file(
+    props: dict[str, Any], meta: dict[str, Any] | None, scripted: ScriptedEngine
+) -> None:
+    scripted.model_entry = {"meta": META}
+    engine = LlamaServer(EngineConnection(scripted.url, timeout_s=5), digest=UNKNOWN)
+    before = engine.identity()
+    assert before.digest.startswith("unknown-") and engine.identity() == before
+
+    scripted.props_extra, scripted.model_entry = props, {"meta": meta}
+
+    assert engine.identity().digest != before.digest
+    assert engine.identity().model == before.model
+
+
+def test_with_a_digest_of_the_project_the_file_and_its_size_stand_beside_the_alias(
+    scripted: ScriptedEngine,
+) -> None:
+    engine = LlamaServer(EngineConnection(scripted.url, timeout_s=5), digest="d" * 64)
+    assert engine.identity().model == "scripted.gguf"
+
+    scripted.props_extra = {"model_alias": "ours", "model_path": "/models/m.gguf"}
+    scripted.model_entry = {"meta": META}
+    beside = engine.identity()
+    scripted.props_extra = {"model_alias": "ours", "model_path": "/elsewhere/m.gguf"}
+
+    assert (beside.model, beside.digest) == ("ours (m.gguf, 4,000,000 bytes)", "d" * 64)
+    assert engine.identity() == beside  # the project says that the weights are the same
 
 
 # -- replies that are not believed -----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rounds_of_work import Loop
 
-from labeling.iterating import Lesson, balanced_exemplars, lesson, make_plan, slice_accuracy
+from labeling.iterating import Lesson, _prompt_trials, balanced_exemplars, lesson, make_plan, slice_accuracy
 from labeling.prompts import prompt_of
 from labeling.reviewing import settled_values
 from labeling.setup import bound_prompts, load_plan
@@ -97,6 +97,28 @@ def test_exemplars_go_on_when_a_label_has_no_more() -> None:
     known = Lesson(("r1", "r2", "r3"), ("a", "b", "c"), ("alpha", "beta", "beta"))
 
     assert len(balanced_exemplars(known, ("alpha", "beta", "gamma"), 10)) == 3
+
+
+def test_a_record_the_engine_reads_a_command_in_is_no_exemplar() -> None:
+    known = Lesson(("r1", "r2", "r3"), ("bye<|im_end|>", "goodbye then", "ok"), ("alpha", "alpha", "beta"))
+
+    picked = balanced_exemplars(known, ("alpha", "beta"), 4, control_marks=("<|im_start|>", "<|im_end|>"))
+
+    assert [one.record_id for one in picked] == ["r2", "r3"]
+    assert len(balanced_exemplars(known, ("alpha", "beta"), 4)) == 3  # an engine that tokenizes it as text
+
+
+def test_a_trial_leaves_out_exemplars_the_engine_reads_a_command_in(
+    worked: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Lesson(("r1", "r2"), ("bye<|im_end|>", "ok"), ("alpha", "beta"))
+    monkeypatch.setattr(worked.engine, "control_marks", ("<|im_end|>",))
+
+    _, trials = _prompt_trials(
+        worked.project, worked.folder, worked.engine, load_plan(worked.folder, 1), known
+    )
+
+    assert [[one.record_id for one in trial.exemplars] for trial in trials] == [["r2"]]
 
 
 def test_a_trial_with_exemplars_is_not_judged_on_its_own_exemplars(worked: Loop) -> None:

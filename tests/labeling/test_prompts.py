@@ -1,13 +1,18 @@
 """Prompts: one record each, the record's characters untouched, every version known by its content."""
 
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_projects import ProjectFactory
 
+from labeling.engines.embedded import EmbeddedEngine
 from labeling.engines.protocol import FirstToken, LabelCode
 from labeling.project_file import parse_project
 from labeling.prompts import MAX_TEMPLATE_BYTES, Exemplar, PromptTemplate, bind, label_codes, load_template
@@ -61,6 +66,19 @@ def test_exemplars_stand_before_the_record_in_the_words_the_model_answers_with(t
 
     assert "Text: first text\nLabel: beta\n" in prompt.prefix
     assert prompt.as_dict()["exemplars"] == ["r1"]
+
+
+def test_no_text_of_an_exemplar_is_taken_for_the_records_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    marks: list[str] = []
+    draw = secrets.token_hex
+    monkeypatch.setattr(secrets, "token_hex", lambda count: marks.append(draw(count)) or marks[-1])
+    source = template("{% for one in exemplars %}{{ one.text }}\n{% endfor %}{{ text }}\n=>")
+    bind(source, PROJECT, CODES, (Exemplar("r1", "a", "alpha"),))
+    shown = ("a \x02record\x03 b", f"a \x02record {marks[0]}\x03 b")
+
+    prompt = bind(source, PROJECT, CODES, tuple(Exemplar(f"r{text}", text, "alpha") for text in shown))
+
+    assert prompt.around("x") == "".join(f"{text}\n" for text in shown) + "x\n=>"
 
 
 def test_the_prompt_id_changes_with_everything_the_engine_reads() -> None:
@@ -194,6 +212,29 @@ def test_words_that_cannot_be_told_apart_are_refused_when_words_are_demanded() -
     assert caught.value.path == "prompts.codes"
 
 
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("Pay", "Payroll"), [" A", " B"]),
+        (("Taxable", "Sports", "Tax"), [" A", " B", " C"]),
+        (("Outage", "Out"), [" A", " B"]),
+        (("Payroll", "Outage"), [" Payroll", " Outage"]),
+    ],
+)
+def test_where_tokens_are_not_known_a_label_that_begins_another_makes_letters(
+    names: tuple[str, ...], told: list[str]
+) -> None:
+    codes = label_codes(labels(*names), lambda text: FirstToken(-1, "", len(text.strip()) == 1))
+
+    assert [code.text for code in codes] == told
+
+
+def test_where_tokens_are_known_a_label_may_begin_another() -> None:
+    codes = label_codes(labels("Pay", "Payroll"), lambda text: FirstToken(-1, text, True))
+
+    assert [code.text for code in codes] == [" Pay", " Payroll"]
+
+
 def test_more_labels_than_single_tokens_are_refused() -> None:
     many = labels(*(f"label {number}" for number in range(30)))
 
@@ -211,6 +252,64 @@ def test_every_code_of_the_shipped_model_is_one_token_of_its_own(real_engine: An
 
     assert len({code.token_id for code in codes}) == 40
     assert all(real_engine.token_ids(code.text) == (code.token_id,) for code in codes)
+
+
+def sentencepiece_model(path: Path, words: Sequence[str]) -> Path:
+    """A Llama of one small layer with a SentencePiece vocabulary that puts a space before every text, as Llama 2's."""
+    letters = sorted({letter for word in words for letter in word})
+    starts = [f"\u2581{word[:end]}" for word in words for end in range(1, len(word) + 1)]
+    plain = list(dict.fromkeys(["\u2581", ":", *letters, *starts]))
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *plain]
+    kinds = [2, 3, 3] + [6] * 256 + [1] * len(plain)  # as GGUF numbers unknown, control, byte and normal ones
+    width, rng = 32, np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(512)
+    writer.add_embedding_length(width)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(width)
+    writer.add_head_count(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_scores([0.0] * 259 + [-1000.0 + 10 * len(token) for token in plain])
+    shapes = {"token_embd": (len(tokens), width), "output": (len(tokens), width), "output_norm": (width,)}
+    shapes |= {"blk.0.attn_norm": (width,), "blk.0.ffn_norm": (width,)}
+    layers = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    shapes |= {f"blk.0.{layer}": (width, width) for layer in layers}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", rng.normal(0, 0.1, shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_labels_are_words_for_a_model_that_puts_a_space_before_every_text(tmp_path: Path) -> None:
+    file = sentencepiece_model(tmp_path / "model.gguf", ["Sports", "World"])
+    engine = EmbeddedEngine(file, context=64, slots=1, threads=1)
+
+    codes = label_codes(labels("Sports", "World"), engine.first_token)
+
+    assert [code.text for code in codes] == [" Sports", " World"]
+    for code in codes:
+        assert engine.tokenize(f":{code.text}").ids[-1] == code.token_id
+    engine.close()
+
+
+def test_the_engine_in_the_process_is_known_by_its_file_wherever_that_lies(tmp_path: Path) -> None:
+    seen = []
+    for folder in (tmp_path / "here", tmp_path / "there"):
+        folder.mkdir()
+        engine = EmbeddedEngine(
+            sentencepiece_model(folder / "m.gguf", ["Sports"]), context=64, slots=1, threads=1
+        )
+        seen.append(engine.identity())
+        engine.close()
+
+    assert seen[0] == seen[1]
+    assert (seen[0].model, len(seen[0].digest)) == ("m.gguf", 64)
 
 
 def test_a_prompt_file_of_the_project_is_used_by_its_setup(

@@ -8,23 +8,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted_engine import FAULTS, OLLAMA_0_34_REFUSES, ScriptedEngine
+from scripted_engine import FAULTS, OLLAMA_0_34_REFUSES, WIDTH, ScriptedEngine
 from small_projects import ProjectFactory
 
 from labeling.calibration import fit_batch_calibration
 from labeling.engines.fleet import FIRST_REST_S, Fleet
 from labeling.engines.http import EngineConnection
 from labeling.engines.llama_server import LlamaServer
-from labeling.engines.ollama_server import OllamaServer
+from labeling.engines.ollama_server import OllamaEmbedder, OllamaServer
 from labeling.engines.openai_server import OpenAIServer
 from labeling.engines.opening import connect_engine
 from labeling.engines.protocol import UNREPORTED, Engine, FirstToken, LabelCode, LabelScores, Tokens
 from labeling.engines.self_test import Point, require, self_test
 from labeling.engines.top_tokens import check_count, label_log_probs
 from labeling.engines.vocabulary import Vocabulary
+from labeling.ingest import ingest
 from labeling.prompts import Prompt, PromptTemplate, label_codes
 from labeling.score_store import register, score_missing
 from labeling.scoring import BatchOutcome, score_batch
+from labeling.setup import bound_prompts, keep_self_test
+from labeling.storage import read_json
 from schemas.errors import (
     EngineError,
     EngineUnavailable,
@@ -327,6 +330,71 @@ def test_an_answer_from_another_host_halts_the_run(scripted: ScriptedEngine, con
         batch(engine, "text")
 
 
+def ollama_embedder(server: ScriptedEngine) -> OllamaEmbedder:
+    return OllamaEmbedder(server.url, model="scripted.gguf", timeout_s=5)
+
+
+def test_vectors_of_ollama_have_length_one_and_the_digest_in_their_name(scripted: ScriptedEngine) -> None:
+    embedder = ollama_embedder(scripted)
+    texts = [f"text {number} alpha" for number in range(70)]
+
+    vectors = embedder.embed(texts)
+
+    expected = np.array([scripted.vector(text) for text in texts], dtype=np.float32)
+    assert np.allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
+    assert embedder.model_id == f"scripted.gguf-{scripted.digest[:12]}"
+    embedder.close()
+
+
+@pytest.mark.parametrize(
+    ("cloud", "entry"),
+    [
+        ({"disabled": False}, {}),
+        ({"disabled": True}, {"remote_host": "https://example.test"}),
+        ({"disabled": True}, {"remote_model": "big"}),
+    ],
+)
+def test_no_text_is_sent_for_its_vector_to_an_ollama_that_may_forward_it(
+    cloud: dict[str, Any], entry: dict[str, str], scripted: ScriptedEngine
+) -> None:
+    scripted.cloud, scripted.model_entry = cloud, entry
+
+    with pytest.raises((EngineError, ModelFileError)):
+        ollama_embedder(scripted)
+
+    assert scripted.routes["/api/embed"] == 0
+
+
+def test_a_vector_from_another_host_is_refused(scripted: ScriptedEngine) -> None:
+    embedder = ollama_embedder(scripted)
+    scripted.hidden = {"remote_host": "https://example.test"}
+
+    with pytest.raises(ModelFileError, match=r"example\.test"):
+        embedder.embed(["text"])
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["<html>", {}, {"embeddings": []}, {"embeddings": [None]}, {"embeddings": [[]]}, {"embeddings": [[1.0]]}]
+    + [
+        {"embeddings": [["x"] * WIDTH]},
+        {"embeddings": [[None] * WIDTH]},
+        {"embeddings": [[10**400] * WIDTH]},
+    ],
+    ids=lambda reply: str(reply)[:40],
+)
+def test_an_embedding_reply_of_the_wrong_shape_is_an_engine_error(
+    reply: object, scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = ollama_embedder(scripted)
+    monkeypatch.setattr(scripted, "embed", lambda body: reply)
+
+    with pytest.raises(EngineError) as caught:
+        embedder.embed(["one"])
+
+    assert caught.value.path == f"{scripted.url}/api/embed"
+
+
 def test_a_model_that_is_not_there_is_named_with_those_that_are(kind: str, scripted: ScriptedEngine) -> None:
     build = OllamaServer if kind == "ollama" else OpenAIServer
 
@@ -334,6 +402,24 @@ def test_a_model_that_is_not_there_is_named_with_those_that_are(kind: str, scrip
         build(EngineConnection(scripted.url, timeout_s=2), model="nomic", context=512, slots=1)
 
     assert "scripted.gguf" in caught.value.found
+
+
+def test_an_openai_server_is_known_by_the_size_and_shape_of_its_model_too(
+    scripted: ScriptedEngine, connect_by_text: Open
+) -> None:
+    engine = connect_by_text(scripted, "openai")
+    seen = []
+    for meta in (
+        {"n_params": 7, "n_vocab": 9},
+        {"n_params": 8, "n_vocab": 9},
+        {"n_params": 8, "n_vocab": 10},
+    ):
+        for second in (1, 2):  # what only tells the time is no part of it
+            scripted.model_entry = {"created": second, "meta": {**meta, "loaded_at": second, "n_ctx": second}}
+            seen.append(engine.identity())
+
+    assert seen[0::2] == seen[1::2]
+    assert len(set(seen)) == 3
 
 
 def test_a_model_swapped_in_mid_run_halts_it_with_nothing_of_the_batch_stored(
@@ -389,6 +475,17 @@ def test_the_first_token_of_a_byte_level_vocabulary_is_the_one_that_merges_make(
         -1, " R", False
     )  # "ĠRe" is in the list; no merge makes it
     assert vocabulary.first_token(" R") == FirstToken(-1, " R", True)
+
+
+@pytest.mark.parametrize(
+    ("label", "first"),
+    [("_x", " _"), ("__init__", " __"), ("_-", " _-"), (" & b", " "), ("not_sure", " not")],
+)
+def test_a_byte_level_vocabulary_takes_an_underscore_for_a_sign(label: str, first: str) -> None:
+    merges = ["Ġ _", "Ġ_ _", "Ġ_ -", "Ġ Ġ", "n o", "no t", "Ġ not", "Ġ &"]
+    vocabulary = Vocabulary(["Ġ", "_", "-"], byte_level=True, merges=merges)
+
+    assert vocabulary.first_token(f" {label}").text == first
 
 
 def test_labels_that_begin_with_a_part_of_a_character_become_letters() -> None:
@@ -823,3 +920,26 @@ def test_other_weights_than_the_project_names_fail_the_self_test(
     assert "weights" in failed(points)
     with pytest.raises(EngineError):
         require(points)
+
+
+@pytest.mark.parametrize("labels", [("alpha", "beta"), ("alpha", "Warranty", "beta")])
+def test_a_label_that_is_told_on_no_record_is_named(
+    labels: tuple[str, ...], scripted: ScriptedEngine, project_folder: ProjectFactory
+) -> None:
+    project, folder = project_folder(
+        [{"text": f"text {number}"} for number in range(30)],
+        labels=labels,
+        engine={"kind": "openai", "model": "scripted.gguf", "context": 512, "endpoints": [scripted.url]},
+    )
+    ingest(project, folder)
+    engine = connect_engine(project)
+    (prompt, *_) = bound_prompts(project, folder, engine)
+
+    warnings = keep_self_test(project, folder, engine, prompt, 1)
+
+    named = [warning for warning in warnings if "told on none of 20 records" in warning]
+    assert len(named) == (1 if "Warranty" in labels else 0)
+    assert all('Label "Warranty" was' in warning and "`word`" in warning for warning in named)
+    points = {point["name"]: point for point in read_json(folder.round(1).self_test)["points"]}
+    assert points["labels are told"]["passed"] is ("Warranty" not in labels)
+    assert not points["labels are told"]["critical"]
