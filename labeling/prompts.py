@@ -210,9 +210,8 @@ def prompt_of(used: Mapping[str, Any]) -> Prompt:
 
 def _rendered(template: PromptTemplate, context: Mapping[str, Any]) -> tuple[str, str]:
     """What stands before and after the record."""
-    mark = (
-        f"\x02record {secrets.token_hex(8)}\x03"  # new each time: no exemplar and no definition can hold it
-    )
+    # New each time, so that no exemplar and no definition can hold it.
+    mark = f"\x02record {secrets.token_hex(8)}\x03"
     try:
         rendered = _ENVIRONMENT.from_string(template.source).render(**context, text=mark)
     except jinja2.TemplateError as error:

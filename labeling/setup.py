@@ -400,9 +400,8 @@ def _on_the_sample(
         first += sum(row.label_first for row in outcome.scored)
         asked += len(outcome.scored) + len(outcome.set_aside)
     point = labels_first(first, asked)
-    if (
-        engine.tells is None or prompt.listing.most is not None
-    ):  # a label that was not listed is not told either
+    # A label that was not listed is not told either.
+    if engine.tells is None or prompt.listing.most is not None:
         return (point,)
     scores, _ = store.matrix(ids)
     scores = scores[np.isfinite(scores).all(axis=1)]

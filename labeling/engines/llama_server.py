@@ -70,6 +70,10 @@ def _with_file(model: str, file: str, size: object) -> str:
     return f"{model} ({', '.join(more)})" if more else model
 
 
+def _biased(codes: Sequence[LabelCode]) -> list[list[float]]:
+    return [[code.token_id, BIAS] for code in codes]
+
+
 class LlamaServer:
     """One llama.cpp server over HTTP.
 
@@ -137,30 +141,53 @@ class LlamaServer:
 
     def first_token(self, text: str) -> FirstToken:
         # After a colon, as a prompt's cue ends: alone, some models (Llama 2, Mistral 7B) put a space before any text.
-        cue, both = self.token_ids(CUE_END), self.token_ids(CUE_END + text)
+        cue, both = self._pieces(CUE_END), self._pieces(CUE_END + text)
         apart = both[: len(cue)] == cue and len(both) > len(
             cue
-        )  # else the colon is one token with what follows
-        ids = both[len(cue) :] if apart else self.token_ids(text)
-        return FirstToken(ids[0], "", len(ids) == 1)
+        )  # or the colon is one token with what follows
+        pieces = both[len(cue) :] if apart else self._pieces(text)
+        if not pieces:
+            raise self._no_tokens(text, "at least one token")
+        token, characters = pieces[0]
+        return FirstToken(token, "" if characters else "\ufffd", len(pieces) == 1)
 
     def _tokens(self, text: str, *, special: bool) -> tuple[int, ...]:
-        # parse_special off: "<|im_end|>" inside a record is text, not a control token.
-        body = {"content": text, "add_special": special, "parse_special": False}
-        reply = self._http.call("POST", "/tokenize", body)
-        tokens = reply.get("tokens") if isinstance(reply, dict) else None
-        if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
-            raise EngineError(
-                f"{self._http.url}/tokenize",
-                found=str(reply)[:200],
-                expected="tokens",
-                next_step="See the engine's log.",
-            )
+        tokens = self._tokenized(text, {"add_special": special})
+        if not all(isinstance(token, int) for token in tokens):
+            raise self._no_tokens(tokens, "token ids")
         return tuple(tokens)
+
+    def _pieces(self, text: str) -> list[tuple[int, bool]]:
+        """The tokens of a piece of text, and whether each is whole characters (as far as the server tells)."""
+        told = []
+        for entry in self._tokenized(text, {"add_special": False, "with_pieces": True}):
+            entry = entry if isinstance(entry, dict) else {"id": entry}
+            if not isinstance(entry.get("id"), int):
+                raise self._no_tokens(entry, "a token id")
+            told.append(
+                (entry["id"], not isinstance(entry.get("piece"), list))
+            )  # bytes where it is a part of one
+        return told
+
+    def _tokenized(self, text: str, settings: dict[str, Any]) -> list[Any]:
+        # parse_special off: "<|im_end|>" inside a record is text, not a control token.
+        reply = self._http.call("POST", "/tokenize", {"content": text, "parse_special": False, **settings})
+        tokens = reply.get("tokens") if isinstance(reply, dict) else None
+        if not isinstance(tokens, list):
+            raise self._no_tokens(reply, "tokens")
+        return tokens
+
+    def _no_tokens(self, found: object, expected: str) -> EngineError:
+        return EngineError(
+            f"{self._http.url}/tokenize",
+            found=str(found)[:200],
+            expected=expected,
+            next_step="See the engine's log.",
+        )
 
     def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
         started = time.perf_counter()
-        raw, reply = self._raw_route(prompt, slot)
+        raw, reply = self._raw_route(prompt, codes, slot)
         found = [raw.get(code.token_id) for code in codes]
         if all(log_prob is not None for log_prob in found):
             log_probs = [log_prob for log_prob in found if log_prob is not None]
@@ -172,8 +199,13 @@ class LlamaServer:
         label_first = likeliest in {code.token_id for code in codes}
         return LabelScores(tuple(log_probs), mass, len(prompt.ids), _cached(reply), seconds, label_first)
 
-    def _raw_route(self, prompt: Tokens, slot: int) -> tuple[dict[int, float], dict[str, Any]]:
-        reply = self._completion(prompt, slot, {"temperature": 0.0, "n_probs": RAW_TOP})
+    def _raw_route(
+        self, prompt: Tokens, codes: Sequence[LabelCode], slot: int
+    ) -> tuple[dict[int, float], dict[str, Any]]:
+        # The bias changes the token that is drawn and not the probabilities, which are told before it. Without it the
+        # server tells none where the likeliest token is a part of a character, as it often is in other scripts.
+        settings = {"temperature": 0.0, "n_probs": RAW_TOP, "logit_bias": _biased(codes)}
+        reply = self._completion(prompt, slot, settings)
         return self._pairs(reply, "top_logprobs", "logprob"), reply
 
     def _biased_route(self, prompt: Tokens, codes: Sequence[LabelCode], slot: int) -> list[float]:
@@ -184,7 +216,7 @@ class LlamaServer:
             "top_k": count,
             "n_probs": count,
             "post_sampling_probs": True,
-            "logit_bias": [[code.token_id, BIAS] for code in codes],
+            "logit_bias": _biased(codes),
         }
         shares = self._pairs(self._completion(prompt, slot, body), "top_probs", "prob")
         missing = [code.label for code in codes if code.token_id not in shares]

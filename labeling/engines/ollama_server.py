@@ -9,7 +9,7 @@ measured and said; the third is asked about before any text is sent, and every a
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -164,7 +164,7 @@ class OllamaServer:
             (finite(value) for key, value in info.items() if key.endswith(".context_length")), None
         )
         tokens, kinds = info.get("tokenizer.ggml.tokens"), info.get("tokenizer.ggml.token_type")
-        if not isinstance(tokens, list) or not isinstance(kinds, list):
+        if not _texts(tokens) or not isinstance(kinds, list):
             return None, COMMON_MARKS, None if trained is None else int(trained)
         marks = [
             token for token, kind in zip(tokens, kinds, strict=False) if kind == CONTROL and len(token) > 1
@@ -172,8 +172,8 @@ class OllamaServer:
         vocabulary = Vocabulary(
             tokens,
             byte_level=info.get("tokenizer.ggml.model") == "gpt2",
-            merges=info.get("tokenizer.ggml.merges"),
-            scores=info.get("tokenizer.ggml.scores"),
+            merges=merges if _texts(merges := info.get("tokenizer.ggml.merges")) else None,
+            scores=scores if isinstance(scores := info.get("tokenizer.ggml.scores"), list) else None,
         )
         return vocabulary, tuple(marks), None if trained is None else int(trained)
 
@@ -286,6 +286,10 @@ class OllamaServer:
 
     def close(self) -> None:
         self._http.close()
+
+
+def _texts(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _tokens(reply: dict[str, Any]) -> tuple[int, int]:

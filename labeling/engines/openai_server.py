@@ -25,15 +25,8 @@ TOP = 20
 SAMPLING = f"one token; raw log-probabilities of the top {TOP}"
 DEFAULT_SLOTS = 8
 _MOODS = ("created", "permission", "meta")  # differ between two starts of one server, or hold clocks
-_WEIGHTS = (
-    "n_params",
-    "size",
-    "n_vocab",
-    "n_embd",
-    "n_ctx_train",
-    "vocab_type",
-    "ftype",
-)  # of `meta`; tell models apart
+# Of `meta`; these tell models apart.
+_WEIGHTS = ("n_params", "size", "n_vocab", "n_embd", "n_ctx_train", "vocab_type", "ftype")
 
 
 def told_of_model(entry: object) -> dict[str, Any]:
@@ -64,7 +57,7 @@ class OpenAIServer:
     def identity(self) -> Identity:
         reply = self._http.call("GET", "/v1/models")
         listed = reply.get("data") if isinstance(reply, dict) else None
-        entries = [entry for entry in listed or [] if isinstance(entry, dict)]
+        entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
         entry = next((entry for entry in entries if entry.get("id") == self._model), None)
         if entry is None:
             names = ", ".join(str(entry.get("id")) for entry in entries)
@@ -160,7 +153,9 @@ def _first_position(reply: dict[str, Any], where: str) -> list[tuple[str, float]
         return []
     content, legacy = told.get("content"), told.get("top_logprobs")
     if isinstance(content, list) and content and isinstance(content[0], dict):
-        entries = content[0].get("top_logprobs") or content[0].get("top_probs") or []
+        entries = content[0].get("top_logprobs") or content[0].get("top_probs")
+        if not isinstance(entries, list):
+            return []
         pairs = [(entry.get("token"), entry.get("logprob")) for entry in entries if isinstance(entry, dict)]
     elif isinstance(legacy, list) and legacy and isinstance(legacy[0], dict):
         pairs = list(legacy[0].items())

@@ -315,6 +315,35 @@ def test_the_shipped_model_scores_the_same_twice_and_reuses_the_prompt(
     assert first.scored[0].tokens_cached > 0
 
 
+CHINESE = (
+    "我想取消明天上午的预约。",
+    "账单上的金额不对，请尽快更正。",
+    "请问周五下午还有空位吗？",
+    "我被重复扣款了两次。",
+    "能把我的预约改到下周吗？",
+    "发票什么时候寄出？",
+)
+
+
+@pytest.mark.parametrize(
+    "names", [("预约", "账单"), ("Öl", "Über"), ("Запись", "Счёт"), ("★", "☆")], ids=lambda names: names[0]
+)
+def test_labels_and_records_in_any_script_are_scored(
+    names: tuple[str, str], real_engine: Any, tmp_path: Path
+) -> None:
+    project = parse_project(
+        f"name: p\nsources: [{{path: r.csv}}]\nschema:\n  task: classification\n"
+        f"  labels: [{{name: {names[0]}}}, {{name: {names[1]}}}]\n".encode(),
+        "project.yaml",
+    )
+    codes = label_codes(project.label_schema.labels, real_engine.first_token)
+    prompt = bind(load_template("builtin:plain", tmp_path), project, codes)
+
+    outcome = score_batch(real_engine, prompt, [(f"r{n}", text) for n, text in enumerate(CHINESE)])
+
+    assert [row.record_id for row in outcome.scored] == [f"r{n}" for n in range(len(CHINESE))]
+
+
 def test_an_unavailable_engine_says_that_asking_again_may_help() -> None:
     assert EngineUnavailable("x", found="a", expected="b", next_step="c").retryable
     assert not PromptTooLong("x", found="a", expected="b", next_step="c").retryable
