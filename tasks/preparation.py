@@ -77,7 +77,8 @@ def measure(project_path: str) -> dict[str, Any]:
         with project_database(project, folder) as db:
             truth = sample_labels(db)
     engine = shared_engine(project)
-    progress = Progress("prompt trial", len(truth) * len(project.prompts.files), key=f"{project.name}-setup")
+    trials = len(project.prompts.files) + 1  # and the best once more with the labels in another order
+    progress = Progress("prompt trial", len(truth) * trials, key=f"{project.name}-setup")
     with project_lock(folder.lock, "setup"):
         plan, figures = measure_prompts(project, folder, engine, truth, on_record=progress.advance)
         save_setup(folder, plan, figures)
