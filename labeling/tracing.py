@@ -23,6 +23,10 @@ def _round_numbers(folder: ProjectFolder) -> list[int]:
     return sorted(int(path.name) for path in folder.rounds.iterdir()) if folder.rounds.is_dir() else []
 
 
+def _releases(folder: ProjectFolder) -> list[Path]:
+    return sorted(path for path in folder.releases.glob("v*") if path.is_dir())
+
+
 def trace(project: Project, folder: ProjectFolder, db: Database, wanted: str) -> list[dict[str, Any]]:
     """Every step of a record in time order: source, suggestions, decisions, findings, gold, releases.
 
@@ -153,7 +157,8 @@ def verify(project: Project, folder: ProjectFolder, db: Database, *, release: st
     for manifest in sorted(folder.root.rglob("manifest.jsonl")):
         if folder.rehearsals not in manifest.parents:
             problems += Table(manifest.parent, tables.quarantine(project.label_schema.task)).verify()
-    releases = sorted(folder.releases.glob("v*")) if folder.releases.is_dir() else []
+    releases = _releases(folder)
+    release = None if release is None else release.rstrip("/")  # as the shell completes a folder
     heads: list[tuple[int, str]] = []
     try:
         exported = {
@@ -174,8 +179,9 @@ def verify(project: Project, folder: ProjectFolder, db: Database, *, release: st
             problems.append(str(error))
         except (KeyError, TypeError):
             problems.append(f"{folder_of_release / 'manifest.json'}: not the manifest of a release")
-    if release is not None and not (folder.releases / release).is_dir():
-        problems.append(f"release {release}: there is none")
+    known = {path.name for path in releases} | {key.removeprefix("release:") for key in exported}
+    if release is not None and release not in known:
+        problems.append(f"release {release or repr(release)}: there is none")
     problems += [
         f"{folder.releases / name}: gone; the audit chain says that it was made"
         for name in (key.removeprefix("release:") for key in exported)

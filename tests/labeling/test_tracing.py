@@ -103,6 +103,20 @@ def test_a_release_that_does_not_exist_is_a_problem(worked: Loop) -> None:
     assert problems(worked, release="v9") == ["release v9: there is none"]
 
 
+@pytest.mark.parametrize("name", ["", ".", "../releases/v1", "v1/data", "V1"])
+def test_only_the_name_of_a_release_names_a_release(name: str, worked: Loop) -> None:
+    assert problems(worked, release=name) == [f"release {name or repr('')}: there is none"]
+
+
+def test_a_release_named_as_the_shell_completes_it_is_verified(copy_of_worked: Loop) -> None:
+    file = copy_of_worked.folder.release(1) / "README.md"
+    flip(file)
+
+    (problem,) = problems(copy_of_worked, release="v1/")
+
+    assert str(file) in problem
+
+
 TABLES = [
     "records",
     "quarantine",
