@@ -135,9 +135,14 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def content_id(value: object) -> str:
+    """The id under which `write_content_addressed` stores an object: 24 hex digits of the hash of its content."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:24]
+
+
 def write_content_addressed(folder: Path, value: Mapping[str, Any]) -> str:
     """Stores a small JSON object under the hash of its content and returns that id (24 hex digits)."""
-    identifier = hashlib.sha256(canonical_json(value).encode()).hexdigest()[:24]
+    identifier = content_id(value)
     target = folder / f"{identifier}.json"
     if not target.exists():
         write_bytes(target, canonical_json(value).encode())

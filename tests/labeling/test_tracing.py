@@ -13,6 +13,7 @@ import pytest
 from rounds_of_work import Loop
 from small_projects import RELEASE_FILES
 
+from labeling import tracing
 from labeling.database import chain
 from labeling.storage import MANIFEST, Table
 from labeling.tracing import trace, verify
@@ -145,9 +146,9 @@ def test_a_table_that_lost_something_is_found(change: str, copy_of_worked: Loop)
     else:
         (folder / MANIFEST).write_bytes(b"{broken}\n")
 
-    (problem,) = problems(copy_of_worked)
+    found = problems(copy_of_worked)
 
-    assert str(folder) in problem
+    assert found and all(str(folder) in problem for problem in found)
 
 
 @pytest.mark.parametrize("name", ["records", "rounds/01/gold", "rounds/01/annotations", "releases/v1"])
@@ -205,29 +206,158 @@ def test_a_release_rewritten_together_with_its_manifest_is_found(copy_of_worked:
     assert problem == f"{release / 'manifest.json'}: not the manifest that the audit chain committed to"
 
 
-def rewritten(folder: Path, layout: Callable[[TaskType], object], change: pl.Expr) -> None:
+def rewritten(
+    folder: Path, layout: Callable[[TaskType], object], change: Callable[[pl.DataFrame], pl.DataFrame]
+) -> None:
     """A table made anew with a change in it, manifest and all."""
     table = Table(folder, layout(TASK))  # type: ignore[arg-type]
-    frame = table.read().with_columns(change)
+    frame = change(table.read())
     for file in folder.iterdir():
         file.unlink()
     table.append(frame.to_arrow())
 
 
-def test_annotations_rewritten_together_with_their_manifest_are_found(copy_of_worked: Loop) -> None:
-    rewritten(copy_of_worked.folder.round(1).annotations, tables.annotations, pl.lit("alpha").alias("value"))
+@pytest.fixture
+def closed_before_files_were_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the decisions in the database are left to hold a round against."""
+    monkeypatch.setattr(tracing, "changed_since", lambda folder, number, kept: [])
+
+
+OF_THE_ROUND = {
+    "suggestions": tables.suggestions,
+    "annotations": tables.annotations,
+    "findings": tables.findings,
+    "gold": tables.gold,
+}
+
+
+@pytest.mark.parametrize("name", ["records", *(f"rounds/01/{name}" for name in OF_THE_ROUND)])
+def test_any_table_of_a_closed_round_made_anew_is_found(name: str, copy_of_worked: Loop) -> None:
+    folder = copy_of_worked.folder.root / name
+    layout = OF_THE_ROUND.get(folder.name, tables.records)
+    rewritten(folder, layout, lambda frame: frame.reverse().head(max(0, frame.height - 1)))
+
+    found = problems(copy_of_worked)
+
+    assert f"{folder / MANIFEST}: not what it was when round 1 was closed" in found
+
+
+@pytest.mark.parametrize("name", ["agreement", "figures", "queue", "setup", "slice"])
+def test_a_changed_or_deleted_file_of_a_closed_round_is_found(name: str, copy_of_worked: Loop) -> None:
+    file = copy_of_worked.folder.round(1).root / f"{name}.json"
+    told = {**json.loads(file.read_bytes()), "evil": 1}
+    file.write_text(json.dumps(told))
+
+    assert problems(copy_of_worked) == [f"{file}: not what it was when round 1 was closed"]
+
+    file.unlink()
+
+    assert problems(copy_of_worked) == [f"{file}: gone; it was there when round 1 was closed"]
+
+
+def test_records_and_suggestions_may_be_added_after_a_round_was_closed(copy_of_worked: Loop) -> None:
+    loop = copy_of_worked
+    for folder, layout in (
+        (loop.folder.records, tables.records),
+        (loop.folder.round(1).suggestions, tables.suggestions),
+    ):
+        table = Table(folder, layout(TASK))
+        table.append(table.read().head(1).with_columns(pl.lit("r-new").alias("record_id")).to_arrow())
+
+    assert problems(loop) == []
+
+
+def test_a_torn_line_after_a_round_was_closed_is_no_change(copy_of_worked: Loop) -> None:
+    with (copy_of_worked.folder.round(1).gold / MANIFEST).open("ab") as manifest:
+        manifest.write(b'{"path": "part-')
+
+    assert problems(copy_of_worked) == []
+
+
+def test_a_round_closed_without_its_files_is_held_against_the_decisions_only(worked: Loop) -> None:
+    told = [{"action": "round.closed", "object": "round:1", "payload": {}}]
+
+    assert tracing._verify_closed(worked.folder, told) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [pl.lit("alpha").alias("value"), pl.lit("a-000000").alias("annotator_id"), pl.lit(9.0).alias("seconds")],
+)
+def test_annotations_rewritten_together_with_their_manifest_are_found(
+    change: pl.Expr, copy_of_worked: Loop, closed_before_files_were_told: None
+) -> None:
+    folder = copy_of_worked.folder.round(1).annotations
+    rewritten(folder, tables.annotations, lambda frame: frame.with_columns(change))
 
     found = problems(copy_of_worked)
 
     assert found and all("not what the database has" in problem for problem in found)
 
 
-def test_gold_rewritten_together_with_its_manifest_is_found(copy_of_worked: Loop) -> None:
-    rewritten(copy_of_worked.folder.round(1).gold, tables.gold, pl.lit("alpha").alias("value"))
+def test_annotations_taken_out_together_with_their_manifest_are_found(
+    copy_of_worked: Loop, closed_before_files_were_told: None
+) -> None:
+    folder = copy_of_worked.folder.round(1).annotations
+    rewritten(folder, tables.annotations, lambda frame: frame.head(-5))
 
     found = problems(copy_of_worked)
 
-    assert found and all("what nobody answered" in problem for problem in found)
+    assert len(found) == 5 and all("not what the database has" in problem for problem in found)
+
+
+ADJUDICATED = pl.col("how") == "adjudicated"
+FORGED = {
+    "value": pl.lit("alpha").alias("value"),
+    # What the annotators had said, whom the adjudicator overruled, is among the sources too.
+    "adjudicated": pl.when(ADJUDICATED & (pl.col("value") == "alpha"))
+    .then(pl.lit("beta"))
+    .when(ADJUDICATED)
+    .then(pl.lit("alpha"))
+    .otherwise("value")
+    .alias("value"),
+    "how": pl.lit("adjudicated").alias("how"),
+    "no sources": pl.lit([], dtype=pl.List(pl.String)).alias("annotation_ids"),
+}
+
+
+@pytest.mark.parametrize("change", FORGED.values(), ids=FORGED)
+def test_gold_rewritten_together_with_its_manifest_is_found(
+    change: pl.Expr, copy_of_worked: Loop, closed_before_files_were_told: None
+) -> None:
+    folder = copy_of_worked.folder.round(1).gold
+    rewritten(folder, tables.gold, lambda frame: frame.with_columns(change))
+
+    found = problems(copy_of_worked)
+
+    assert found and all("is not what people's decisions come to" in problem for problem in found)
+
+
+def test_gold_rows_taken_out_or_put_in_are_found(
+    copy_of_worked: Loop, closed_before_files_were_told: None
+) -> None:
+    folder = copy_of_worked.folder.round(1).gold
+    rewritten(folder, tables.gold, lambda frame: pl.concat([frame.head(-5), frame.head(1)]))
+
+    found = problems(copy_of_worked)
+
+    assert len(found) == 6 and "is not what people's decisions come to" in found[0]
+    assert all("no gold, though people's decisions settle it" in problem for problem in found[1:])
+
+
+@pytest.mark.parametrize("name", ["identities", "prompts_used"])
+def test_a_changed_or_deleted_engine_or_prompt_is_found(name: str, copy_of_worked: Loop) -> None:
+    file = sorted((copy_of_worked.folder.root / name).glob("*.json"))[0]
+    told = {**json.loads(file.read_bytes()), "evil": 1}
+    file.write_text(json.dumps(told))
+
+    (problem,) = problems(copy_of_worked)
+
+    assert problem == f"{file}: changed since it was written (its name is the hash of its content)"
+
+    file.unlink()
+
+    assert f"{file}: gone; there are scores made with it" in problems(copy_of_worked)
 
 
 def test_an_edited_decision_is_found(copy_of_worked: Loop) -> None:
