@@ -204,6 +204,8 @@ def revoke_invitation(db: Database, invitation_id: int, by: str) -> None:
             conn.execute(select(tables.invitations).where(tables.invitations.c.id == invitation_id))
             .mappings()
             .one_or_none()
+            if 1 <= invitation_id < 2**31  # more than that no database takes as an id
+            else None
         )
         if row is None or row["used_at"] is not None:
             raise QueueError(

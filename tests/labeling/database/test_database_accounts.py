@@ -75,6 +75,12 @@ def test_an_invitation_dies_after_a_week(db: Database, clock: Clock) -> None:
         accounts.accept_invitation(db, token, "ana", PASSWORD)
 
 
+@pytest.mark.parametrize("number", [-1, 0, 9999, 2**31, 10**22])
+def test_an_invitation_that_is_not_there_cannot_be_revoked(number: int, db: Database) -> None:
+    with pytest.raises(QueueError, match="none that is still open"):
+        accounts.revoke_invitation(db, number, OPERATOR)
+
+
 def test_a_revoked_invitation_is_worthless(db: Database) -> None:
     token = accounts.invite(db, Role.ANNOTATOR, "Ana", OPERATOR)
     accounts.revoke_invitation(db, accounts.invitations(db)[0].id, OPERATOR)
