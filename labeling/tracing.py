@@ -24,7 +24,10 @@ from schemas.review import Purpose, RoundState
 
 
 def _round_numbers(folder: ProjectFolder) -> list[int]:
-    return sorted(int(path.name) for path in folder.rounds.iterdir()) if folder.rounds.is_dir() else []
+    """Rounds that have a folder; notes or copies that somebody laid beside them are none."""
+    return sorted(
+        int(path.name) for path in folder.rounds.glob("*") if path.name.isdecimal() and path.is_dir()
+    )
 
 
 def _releases(folder: ProjectFolder) -> list[Path]:
@@ -116,20 +119,23 @@ def trace(project: Project, folder: ProjectFolder, db: Database, wanted: str) ->
                     **{key: row[key] for key in ("round", "value", "how", "agreement", "annotation_ids")},
                 }
             )
-    for release in sorted(folder.releases.glob("v*")) if folder.releases.is_dir() else []:
-        frame = pl.read_parquet(release / "provenance.parquet").filter(pl.col("record_id") == record_id)
-        for row in frame.iter_rows(named=True):
-            manifest = read_json(release / "manifest.json")
-            steps.append(
-                {
-                    "step": "release",
-                    "release": release.name,
-                    "split": row["split"],
-                    "final": row["final"],
-                    "audit_head": manifest["audit_head"]["hash"],
-                }
-            )
+    for release in _releases(folder):
+        steps += _released(release, record_id)
     return steps
+
+
+def _released(release: Path, record_id: str) -> list[dict[str, Any]]:
+    """What a release says of a record; of one that is damaged only that, so that the rest can be told."""
+    step = {"step": "release", "release": release.name}
+    try:
+        frame = pl.read_parquet(release / "provenance.parquet").filter(pl.col("record_id") == record_id)
+        head = read_json(release / "manifest.json")["audit_head"]["hash"]
+        return [
+            {**step, "split": row["split"], "final": row["final"], "audit_head": head}
+            for row in frame.iter_rows(named=True)
+        ]
+    except (OSError, pl.exceptions.PolarsError, StorageError, KeyError, TypeError):
+        return [{**step, "problem": "it cannot be read; `countersign verify` says what is damaged"}]
 
 
 def _record(project: Project, folder: ProjectFolder, wanted: str) -> dict[str, Any]:

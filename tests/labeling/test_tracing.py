@@ -92,6 +92,41 @@ def test_an_unknown_record_is_a_clear_error(worked: Loop) -> None:
     assert caught.value.path == "record 'nobody'"
 
 
+def test_what_somebody_laid_beside_rounds_and_releases_stops_neither_trace_nor_verify(
+    copy_of_worked: Loop,
+) -> None:
+    loop = copy_of_worked
+    before = trace(loop.project, loop.folder, loop.db, "k0007")
+    (loop.folder.rounds / "notes.txt").write_text("x")
+    (loop.folder.rounds / "old").mkdir()
+    (loop.folder.rounds / "7").write_text("x")
+    (loop.folder.releases / "v1.zip").write_bytes(b"PK")
+
+    assert trace(loop.project, loop.folder, loop.db, "k0007") == before
+    assert problems(loop) == []
+
+
+@pytest.mark.parametrize("name", ["provenance.parquet", "manifest.json"])
+@pytest.mark.parametrize("content", [None, b"", b"{}"])
+def test_a_damaged_release_hides_nothing_else_of_a_record(
+    name: str, content: bytes | None, copy_of_worked: Loop
+) -> None:
+    loop = copy_of_worked
+    record_id = disputed(loop)
+    before = trace(loop.project, loop.folder, loop.db, record_id)
+    file = loop.folder.release(1) / name
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+
+    after = trace(loop.project, loop.folder, loop.db, record_id)
+
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    ((old, new),) = changed
+    assert (old["step"], old["release"]) == (new["step"], new["release"]) == ("release", "v1")
+    assert "countersign verify" in new["problem"]
+
+
 # -- verify ----------------------------------------------------------------------------------------------------------
 
 
