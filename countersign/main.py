@@ -105,8 +105,27 @@ def review(
         from deployments.services import start_review_app
 
         service = start_review_app(folder.root, loaded.name, local_user=local_user, port=port)
-        emit({"url": service.url}, as_json=json, text=f"Review app: {service.url} (Ctrl-C stops it)")
+        answer = {"url": service.url}
+        text = f"Review app: {service.url} (Ctrl-C stops it)"
+        if not local_user:
+            from countersign.daily import setup_link
+
+            try:
+                link = setup_link(loaded, folder, service.url)
+            except BaseException:
+                service.stop()
+                raise
+            if link is not None:
+                answer["setup_url"] = link
+                text += _first_account(link)
+        emit(answer, as_json=json, text=text)
         _until_interrupted(service)
+
+
+def _first_account(link: str) -> str:
+    return (
+        f"\nNobody can let people in yet. The first admin makes an account here, once, within a week: {link}"
+    )
 
 
 def _until_interrupted(*services: Any) -> None:
@@ -142,6 +161,7 @@ def up(
             services, answer = bring_up(projects, port=port, local_user=local_user)
             addresses = ", ".join(answer["review_urls"])
             text = f"Prefect UI: {answer['prefect_url']}\nReview app: {addresses}\nCtrl-C stops all."
+            text += "".join(_first_account(link) for link in answer.get("setup_urls", ()))
             emit(answer, as_json=json, text=text)
             _until_interrupted(*services)
 

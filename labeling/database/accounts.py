@@ -31,6 +31,7 @@ SESSION_LIFE = timedelta(hours=12)
 FAILURES_ALLOWED = 5
 FAILURES_WINDOW = timedelta(minutes=15)
 PASSWORD_LEAST = 10
+FIRST_ADMIN = "Administrator"
 _PASSWORD_MOST = 1024
 _CLOCK_SLACK = timedelta(minutes=1)
 _TOUCH_EVERY = timedelta(minutes=1)
@@ -148,6 +149,20 @@ def invite(db: Database, role: Role, display_name: str, by: str) -> str:
             utc=now,
         )
     return token
+
+
+def setup_invitation(db: Database) -> str | None:
+    """The token of an invitation for the first admin, who lets everybody else in; None where somebody can already.
+
+    For whoever starts the review app without its local user. An earlier one that nobody used becomes worthless, so
+    that only the newest link opens the door. Closed accounts and the local user let nobody in.
+    """
+    if any(person.may(Right.INVITE_LABELLERS) and not person.local for person in people(db)):
+        return None
+    for earlier in invitations(db):
+        if (earlier.state, earlier.invited_by, earlier.display_name) == ("open", OPERATOR, FIRST_ADMIN):
+            revoke_invitation(db, earlier.id, OPERATOR)
+    return invite(db, Role.ADMIN, FIRST_ADMIN, OPERATOR)
 
 
 def invitation_for(db: Database, token: str) -> Invitation | None:
