@@ -1,11 +1,11 @@
-"""What the audit chain keeps of a round that closes: a table rewritten together with its manifest differs from it.
+"""What the audit chain keeps of a round's files: a table rewritten together with its manifest differs from it.
 
 A manifest lists the SHA-256 of every part, so its own SHA-256 stands for the whole table. Left out is what may be
-written anew after a round was closed: its plan, the self-test of the engine, the report.
+written anew afterwards: the round's plan, the self-test of the engine, the report.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +13,46 @@ from labeling.paths import ProjectFolder
 from labeling.storage import MANIFEST
 
 
+def signing_files(folder: ProjectFolder, number: int) -> dict[str, dict[str, Any]]:
+    """What the round was labelled from: committed bytes and SHA-256 of its files, by their path in the project."""
+    here = folder.round(number)
+    files = [*_growing(folder, number), here.queue]
+    return _entries(folder, [*files, here.setup, here.slice] if number == 1 else files)
+
+
 def closing_files(folder: ProjectFolder, number: int) -> dict[str, dict[str, Any]]:
-    """Committed bytes and SHA-256 of the round's files, by their path in the project."""
+    """As `signing_files`, with what people's decisions came to."""
     here = folder.round(number)
-    tables = (folder.records, here.suggestions, here.rejected, here.annotations, here.findings, here.gold)
-    files = [*(table / MANIFEST for table in tables), here.queue, here.agreement, here.figures]
-    files += [here.setup, here.slice] if number == 1 else []
-    return {
-        file.relative_to(folder.root).as_posix(): _entry(_committed(file)) for file in files if file.is_file()
-    }
+    made = [*(table / MANIFEST for table in (here.annotations, here.findings, here.gold))]
+    return signing_files(folder, number) | _entries(folder, [*made, here.agreement, here.figures])
 
 
-def changed_since(folder: ProjectFolder, number: int, kept: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """One sentence a file that is not what it was when the round was closed."""
-    # Records may be added, and suggested for, at any time: of these tables what was there must still be.
-    here = folder.round(number)
-    may_grow = {table / MANIFEST for table in (folder.records, here.suggestions, here.rejected)}
+def changed_since(
+    folder: ProjectFolder, number: int, kept: Mapping[str, Mapping[str, Any]], moment: str
+) -> list[str]:
+    """One sentence a file that is not what it was when the round was `moment` (signed, closed)."""
     problems = []
     for name, entry in sorted(kept.items()):
         file = folder.root / name
         if not file.is_file():
-            problems.append(f"{file}: gone; it was there when round {number} was closed")
+            problems.append(f"{file}: gone; it was there when round {number} was {moment}")
             continue
         data = _committed(file)
-        if _entry(data[: entry["bytes"]] if file in may_grow else data) != entry:
-            problems.append(f"{file}: not what it was when round {number} was closed")
+        if _entry(data[: entry["bytes"]] if file in _growing(folder, number) else data) != entry:
+            problems.append(f"{file}: not what it was when round {number} was {moment}")
     return problems
+
+
+def _growing(folder: ProjectFolder, number: int) -> list[Path]:
+    """Records may be added, and suggested for, at any time: of these tables what was there must still be."""
+    here = folder.round(number)
+    return [table / MANIFEST for table in (folder.records, here.suggestions, here.rejected)]
+
+
+def _entries(folder: ProjectFolder, files: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    return {
+        file.relative_to(folder.root).as_posix(): _entry(_committed(file)) for file in files if file.is_file()
+    }
 
 
 def _committed(file: Path) -> bytes:

@@ -1,5 +1,6 @@
 """The whole life of one label, and whether everything stored is whole."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,7 @@ def verify(project: Project, folder: ProjectFolder, db: Database, *, release: st
             for entry in told
             if entry["action"] == "release.exported"
         }
-        problems += _verify_closed(folder, told)
+        problems += _verify_committed(folder, told)
     # A payload that was changed into something unreadable: the audit chain says where.
     except (ValueError, KeyError, TypeError, AttributeError):
         exported = {}
@@ -206,13 +207,16 @@ def verify(project: Project, folder: ProjectFolder, db: Database, *, release: st
     return [*problems, *_verify_gold(project, folder), *_verify_decisions(project, folder, db)]
 
 
-def _verify_closed(folder: ProjectFolder, told: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Rounds closed before their files were told in the audit chain are held against the decisions only."""
+def _verify_committed(folder: ProjectFolder, told: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The files of signed and closed rounds against what the audit chain kept of them; of older rounds it kept none."""
     problems = []
     for entry in told:
-        if entry["action"] == "round.closed":
-            number = int(entry["object"].removeprefix("round:"))
-            problems += changed_since(folder, number, entry["payload"].get("files", {}))
+        kind, _, number = entry["object"].rpartition(":")
+        if (entry["action"], kind) == ("gate.approved", "gate:review"):
+            files = json.loads(entry["payload"]["figures_json"]).get("files", {})
+            problems += changed_since(folder, int(number), files, "signed")
+        elif entry["action"] == "round.closed":
+            problems += changed_since(folder, int(number), entry["payload"].get("files", {}), "closed")
     return problems
 
 
@@ -325,10 +329,14 @@ def _verify_addressed(folder: ProjectFolder) -> list[str]:
     known = [*folder.identities.glob("*.json"), *folder.prompts_used.glob("*.json")]
     for file in sorted(known):
         try:
-            if content_id(read_json(file)) != file.stem:
-                problems.append(f"{file}: changed since it was written (its name is the hash of its content)")
+            same = content_id(read_json(file)) == file.stem
         except StorageError as error:
             problems.append(str(error))
+            continue
+        except ValueError:  # JSON that we never write: NaN, half a surrogate pair
+            same = False
+        if not same:
+            problems.append(f"{file}: changed since it was written (its name is the hash of its content)")
     for identity_id, prompt_id in folder.scored_with():
         needed = (folder.identities / f"{identity_id}.json", folder.prompts_used / f"{prompt_id}.json")
         problems += [f"{file}: gone; there are scores made with it" for file in needed if not file.is_file()]

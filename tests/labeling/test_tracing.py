@@ -15,6 +15,9 @@ from small_projects import RELEASE_FILES
 
 from labeling import tracing
 from labeling.database import chain
+from labeling.database.queue import decisions_of_round
+from labeling.paths import ProjectFolder
+from labeling.quality import gold_rows
 from labeling.storage import MANIFEST, Table
 from labeling.tracing import trace, verify
 from schemas import tables
@@ -255,7 +258,7 @@ def rewritten(
 @pytest.fixture
 def closed_before_files_were_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the decisions in the database are left to hold a round against."""
-    monkeypatch.setattr(tracing, "changed_since", lambda folder, number, kept: [])
+    monkeypatch.setattr(tracing, "changed_since", lambda *_: [])
 
 
 OF_THE_ROUND = {
@@ -279,15 +282,20 @@ def test_any_table_of_a_closed_round_made_anew_is_found(name: str, copy_of_worke
 
 @pytest.mark.parametrize("name", ["agreement", "figures", "queue", "setup", "slice"])
 def test_a_changed_or_deleted_file_of_a_closed_round_is_found(name: str, copy_of_worked: Loop) -> None:
+    moments = ["closed"] if name in ("agreement", "figures") else ["signed", "closed"]
     file = copy_of_worked.folder.round(1).root / f"{name}.json"
     told = {**json.loads(file.read_bytes()), "evil": 1}
     file.write_text(json.dumps(told))
 
-    assert problems(copy_of_worked) == [f"{file}: not what it was when round 1 was closed"]
+    assert problems(copy_of_worked) == [
+        f"{file}: not what it was when round 1 was {moment}" for moment in moments
+    ]
 
     file.unlink()
 
-    assert problems(copy_of_worked) == [f"{file}: gone; it was there when round 1 was closed"]
+    assert problems(copy_of_worked) == [
+        f"{file}: gone; it was there when round 1 was {moment}" for moment in moments
+    ]
 
 
 def test_records_and_suggestions_may_be_added_after_a_round_was_closed(copy_of_worked: Loop) -> None:
@@ -309,10 +317,55 @@ def test_a_torn_line_after_a_round_was_closed_is_no_change(copy_of_worked: Loop)
     assert problems(copy_of_worked) == []
 
 
-def test_a_round_closed_without_its_files_is_held_against_the_decisions_only(worked: Loop) -> None:
-    told = [{"action": "round.closed", "object": "round:1", "payload": {}}]
+def test_suggestions_made_anew_between_signature_and_closing_are_found(new_loop: Callable[..., Loop]) -> None:
+    loop = new_loop()
+    loop.setup()
+    loop.suggest(1)
+    loop.review(1)
+    folder = loop.folder.round(1).suggestions
+    rewritten(folder, tables.suggestions, lambda frame: frame.with_columns(pl.lit(0.5).alias("confidence")))
+    loop.assure(1)
 
-    assert tracing._verify_closed(worked.folder, told) == []
+    assert problems(loop) == [f"{folder / MANIFEST}: not what it was when round 1 was signed"]
+
+
+def test_a_round_whose_files_the_chain_never_kept_is_held_against_the_decisions_only(worked: Loop) -> None:
+    told = [
+        {"action": "gate.approved", "object": "gate:review:1", "payload": {"figures_json": "{}"}},
+        {"action": "round.closed", "object": "round:1", "payload": {}},
+    ]
+
+    assert tracing._verify_committed(worked.folder, told) == []
+
+
+VALUES = {
+    TaskType.CLASSIFICATION: "alpha",
+    TaskType.MULTILABEL: ["alpha", "beta"],
+    TaskType.ENTITIES: [{"start": 0, "end": 2, "label": "alpha", "quote": "ab"}],
+    TaskType.PAIRS: {"instruction": "i", "input": "", "output": "o"},
+}
+
+
+@pytest.mark.parametrize("task", TaskType)
+def test_answers_and_gold_of_every_task_are_read_back_as_they_were_given(
+    task: TaskType, tmp_path: Path, worked: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = decisions_of_round(worked.db, 1)[:6]
+    nothing = [] if task in (TaskType.MULTILABEL, TaskType.ENTITIES) else VALUES[task]
+    for row, value in zip(told, [VALUES[task], None, nothing, *[VALUES[task]] * 3], strict=True):
+        row |= {"value": value, "suggestion_value": VALUES[task], "purpose": "audit", "action": "correct"}
+    project = worked.project.model_copy(
+        update={"label_schema": worked.project.label_schema.model_copy(update={"task": task})}
+    )
+    folder = ProjectFolder(tmp_path)
+    monkeypatch.setattr(tracing, "decisions_of_round", lambda db, number: told)
+    answers, gold = tables.annotations(task), tables.gold(task)
+    Table(folder.round(1).annotations, answers).append(told)
+    annotations = Table(folder.round(1).annotations, answers).read()
+    rows, _ = gold_rows(annotations, {}, number=1, confidence={})
+    Table(folder.round(1).gold, gold).append(rows)
+
+    assert rows and tracing._verify_decisions(project, folder, worked.db) == []
 
 
 @pytest.mark.parametrize(
