@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -336,6 +337,12 @@ class Table:
         for row in self.read().drop(*leave_out).sort(sort_by).iter_rows(named=True):
             digest.update(json.dumps(row, sort_keys=True, default=str).encode())
         return digest.hexdigest()
+
+
+def discard(folder: Path) -> None:
+    """Takes a table away; the manifest first, so that a kill in between leaves no table with parts missing."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _as_now(file: Path, schema: pa.Schema, wanted: list[str] | None) -> pl.DataFrame:
