@@ -19,7 +19,7 @@ from deployments.services import (
     start_runner,
 )
 from labeling import paths
-from labeling.database import rounds
+from labeling.database import accounts, rounds
 from labeling.database.opening import project_database
 from labeling.paths import ProjectFolder
 from labeling.project_file import load_project
@@ -56,12 +56,28 @@ def bring_up(projects: list[Path], *, port: int, local_user: bool) -> tuple[list
         for project, folder in loaded:
             wait_for_deployment(f"review/{project.name}")
             ensure_gate(project, folder)
+        # Last, when nothing can fail any more: a link counts from the moment it is made.
+        links = [
+            link
+            for (project, folder), app in zip(loaded, services[1:], strict=False)
+            if not local_user and (link := setup_link(project, folder, app.url)) is not None
+        ]
     except BaseException:
         for started in reversed(services):
             started.stop()
         raise
     urls = [started.url for started in services[1 : 1 + len(loaded)]]
-    return services, {"prefect_url": services[0].url, "review_url": urls[0], "review_urls": urls}
+    answer = {"prefect_url": services[0].url, "review_url": urls[0], "review_urls": urls}
+    if links:
+        answer["setup_urls"] = links
+    return services, answer
+
+
+def setup_link(project: Project, folder: ProjectFolder, url: str) -> str | None:
+    """Where the first admin makes an account; None where there is somebody who lets others in."""
+    with project_database(project, folder) as db:
+        token = accounts.setup_invitation(db)
+    return None if token is None else f"{url}/invitation/{token}"
 
 
 @contextmanager

@@ -131,7 +131,8 @@ def drive(root: Path, *, until: str | None, only_round: int | None) -> dict[str,
         project, folder = load_project(root)
         where = _where(project, folder)
         if goal is None and (until is not None or only_round is not None):
-            goal = (only_round or where.round, PHASES.index(until) if until else len(PHASES))
+            last = where.round if only_round is None else only_round
+            goal = (last, PHASES.index(until) if until else len(PHASES))
         if goal is not None and (where.round, PHASES.index(where.phase)) > goal:
             break
         if (

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from labeling.closing import signing_files
 from labeling.database import accounts, rounds
 from labeling.database.connection import Database
 from labeling.database.opening import project_database
@@ -52,7 +53,12 @@ def decide(
                 "verdict": "refused",
                 "missing": missing,
             }, True
-        figures = dict(round_figures(project, db, where.round)) if where.phase == "review" else None
+        figures: dict[str, Any] | None = None
+        if where.phase == "review":
+            figures = {
+                **round_figures(project, db, where.round),
+                "files": signing_files(folder, where.round),
+            }
         sign_off = SignOff(verdict="approve" if verdict == "approve" else "reject", signed_by=by, note=note)
         record = rounds.decide_gate(db, where.phase, where.round, sign_off, figures)
         return {

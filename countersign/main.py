@@ -1,5 +1,6 @@
 """The command line. Thin: parses, calls, prints. Heavy libraries are imported inside the commands that need them."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -64,7 +65,7 @@ def check(project: ProjectPath, json: Json = False) -> None:
 def run(
     project: ProjectPath,
     until: Annotated[Phase | None, typer.Option(help="Stop after this phase.")] = None,
-    round_number: Annotated[int | None, typer.Option("--round", help="Stop after this round.")] = None,
+    round_number: Annotated[int | None, typer.Option("--round", min=1, help="Stop after this round.")] = None,
     json: Json = False,
 ) -> None:
     """Drive the flows from where the project stands; ends with exit code 3 where people have to act."""
@@ -90,7 +91,7 @@ def run(
 @app.command()
 def review(
     project: ProjectPath,
-    port: Annotated[int, typer.Option(help="Port on loopback.")] = 8321,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback.")] = 8321,
     local_user: Annotated[
         bool, typer.Option(help="One user without a password, on this computer only.")
     ] = True,
@@ -104,8 +105,27 @@ def review(
         from deployments.services import start_review_app
 
         service = start_review_app(folder.root, loaded.name, local_user=local_user, port=port)
-        emit({"url": service.url}, as_json=json, text=f"Review app: {service.url} (Ctrl-C stops it)")
+        answer = {"url": service.url}
+        text = f"Review app: {service.url} (Ctrl-C stops it)"
+        if not local_user:
+            from countersign.daily import setup_link
+
+            try:
+                link = setup_link(loaded, folder, service.url)
+            except BaseException:
+                service.stop()
+                raise
+            if link is not None:
+                answer["setup_url"] = link
+                text += _first_account(link)
+        emit(answer, as_json=json, text=text)
         _until_interrupted(service)
+
+
+def _first_account(link: str) -> str:
+    return (
+        f"\nNobody can let people in yet. The first admin makes an account here, once, within a week: {link}"
+    )
 
 
 def _until_interrupted(*services: Any) -> None:
@@ -127,7 +147,7 @@ def _until_interrupted(*services: Any) -> None:
 @app.command()
 def up(
     projects: Annotated[list[Path], typer.Argument(metavar="PROJECT...", help="Project folders.")],
-    port: Annotated[int, typer.Option(help="First port of the review apps.")] = 8321,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="First port of the review apps.")] = 8321,
     local_user: Annotated[
         bool, typer.Option(help="One user without a password, on this computer only.")
     ] = True,
@@ -141,6 +161,7 @@ def up(
             services, answer = bring_up(projects, port=port, local_user=local_user)
             addresses = ", ".join(answer["review_urls"])
             text = f"Prefect UI: {answer['prefect_url']}\nReview app: {addresses}\nCtrl-C stops all."
+            text += "".join(_first_account(link) for link in answer.get("setup_urls", ()))
             emit(answer, as_json=json, text=text)
             _until_interrupted(*services)
 
@@ -239,13 +260,22 @@ def verify(
             raise typer.Exit(FAILED)
 
 
+def _number(value: float) -> float:
+    if math.isnan(value):  # compares with no bound, so that it would pass all of them
+        raise typer.BadParameter("nan is not a number.")
+    return value
+
+
 @app.command()
 def rehearse(
     project: ProjectPath,
     truth: Annotated[str, typer.Option(help="Column of the source that holds the true labels.")],
-    rounds: Annotated[int, typer.Option(help="How many rounds.")] = 2,
-    annotators: Annotated[int, typer.Option(help="Simulated annotators.")] = 2,
-    annotator_error: Annotated[float, typer.Option(help="Share of records an annotator gets wrong.")] = 0.0,
+    rounds: Annotated[int, typer.Option(min=1, help="How many rounds.")] = 2,
+    annotators: Annotated[int, typer.Option(min=1, help="Simulated annotators.")] = 2,
+    annotator_error: Annotated[
+        float,
+        typer.Option(min=0, max=1, callback=_number, help="Share of records an annotator gets wrong."),
+    ] = 0.0,
     annotator_columns: Annotated[
         str | None,
         typer.Option(help="Columns with what each annotator says, comma-separated, instead of errors."),
@@ -290,6 +320,8 @@ def compare(
 
             answer = compare_models(run={"project": str(project.resolve()), "models": names or []})
         emit(answer, as_json=json, text=comparison_table(answer))
+        if all("error" in row for row in answer["models"]):
+            raise typer.Exit(FAILED)
 
 
 @app.command()

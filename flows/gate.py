@@ -13,6 +13,7 @@ from prefect.input import RunInput
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from labeling.closing import signing_files
 from labeling.database import chain, rounds
 from labeling.database.connection import Database
 from labeling.database.opening import project_database
@@ -77,6 +78,8 @@ def _handle(
         if chain.entries(db, object=_object(asked)):
             return
         figures = gate_figures(project, db, phase, number)
+        if phase == "review":
+            figures["files"] = signing_files(folder, number)
         sign_off = SignOff(verdict=answer.verdict, signed_by=answer.signed_by, note=answer.note)
         try:
             record = rounds.decide_gate(db, phase, number, sign_off, figures)

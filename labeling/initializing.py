@@ -25,7 +25,10 @@ _LABEL_NAMES = ("label", "labels", "category", "class", "intent", "topic", "targ
 
 
 def initialize(folder: Path, *, task: str, source: Path | None) -> list[Path]:
-    """Writes project.yaml, guideline.md and project.schema.json into a new folder.
+    """Writes project.yaml, guideline.md and project.schema.json into a folder without a project.
+
+    Returns:
+        The files it made. A guideline or JSON Schema that was there already is kept and not among them.
 
     Raises:
         ProjectError: there is a project already; nothing is overwritten.
@@ -48,9 +51,15 @@ def initialize(folder: Path, *, task: str, source: Path | None) -> list[Path]:
         text = _project_text(folder, task, source, guess)
         parse_project(text.encode(), str(target))
     write_bytes(target, text.encode())
-    write_bytes(folder / "guideline.md", _guideline(guess["labels"]).encode())
-    write_json(folder / "project.schema.json", project_json_schema())
-    return [target, folder / "guideline.md", folder / "project.schema.json"]
+    created = [target]
+    guideline, editors = folder / "guideline.md", folder / "project.schema.json"
+    if not guideline.exists():  # often the one thing people have before they have a project
+        write_bytes(guideline, _guideline(guess["labels"]).encode())
+        created.append(guideline)
+    if not editors.exists():
+        write_json(editors, project_json_schema())
+        created.append(editors)
+    return created
 
 
 def _columns(path: Path) -> tuple[list[str], list[dict[str, Any]]]:

@@ -23,6 +23,7 @@ from labeling.calibration import (
     reliability_bins,
     risk_coverage,
 )
+from labeling.closing import closing_files
 from labeling.consensus import majority
 from labeling.database import rounds
 from labeling.database.connection import Database
@@ -260,7 +261,13 @@ def _settle_findings(
 def settle(
     project: Project, folder: ProjectFolder, db: Database, number: int, annotations: pl.DataFrame
 ) -> dict[str, Any]:
-    """Writes gold and the figures of the round, and closes it. Every dispute must be settled by then."""
+    """Writes gold and the figures of the round, and closes it. Every dispute must be settled by then.
+
+    Of a closed round nothing is written any more.
+    """
+    kept = folder.round(number).figures
+    if rounds.state_of(db, number) is RoundState.CLOSED and kept.is_file():
+        return {"missing": [], "figures": read_json(kept)}
     judged = {
         row["record_id"]: row
         for row in decisions_of_round(db, number)
@@ -281,8 +288,7 @@ def settle(
     _settle_findings(project, folder, number, annotations, judged)
     figures = round_figures(project, folder, number, annotations)
     write_json(folder.round(number).figures, figures)
-    if rounds.state_of(db, number) is not RoundState.CLOSED:
-        rounds.close_round(db, number)
+    rounds.close_round(db, number, files=closing_files(folder, number))
     return {"missing": [], "figures": figures}
 
 

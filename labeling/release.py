@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from labeling.database import chain
 from labeling.database.connection import Database
+from labeling.database.queue import decisions_of_round
 from labeling.expectations import SPLITS, Check, check, suite, suite_hash
 from labeling.flagged import load_findings
 from labeling.near_duplicates import leakage_safe_split, near_duplicate_groups
@@ -32,7 +33,7 @@ from labeling.storage import (
 from labeling.suggesting import load_suggestions
 from labeling.task_types import task_type
 from schemas import tables
-from schemas.errors import ReleaseBlocked
+from schemas.errors import ReleaseBlocked, StorageError
 from schemas.project import Project
 from schemas.review import Seen
 from schemas.values import VALUE_TYPES, canonical_json, content_hash
@@ -92,7 +93,7 @@ def export_release(
         return target, read_json(target / "manifest.json")
     gold = settled(project, folder, number)
     labelled = gold.filter(pl.col("value").is_not_null())
-    table, provenance = _tables(project, folder, number, labelled)
+    table, provenance = _tables(project, folder, db, number, labelled)
     summary = _summary(project, labelled)
     rules = suite(project, labelled.height)
     checks = check({"records": table, "provenance": provenance, "summary": summary}, rules)
@@ -176,7 +177,7 @@ def _publish(
 
 
 def _tables(
-    project: Project, folder: ProjectFolder, number: int, labelled: pl.DataFrame
+    project: Project, folder: ProjectFolder, db: Database, number: int, labelled: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     kind = task_type(project)
     columns = ["source", "source_row", "source_id", "text", "text_sha256", "char_count", "group"]
@@ -213,7 +214,7 @@ def _tables(
         if rows.height and not isinstance(rows["value"].dtype, pl.String)
         else pl.col("value").alias("value_json"),
     )
-    provenance = _provenance(project, folder, number, table, annotations)
+    provenance = _provenance(project, folder, db, number, table)
     checked = table.select(
         "record_id",
         "how",
@@ -254,13 +255,12 @@ def _annotations(project: Project, folder: ProjectFolder, number: int) -> pl.Dat
 
 
 def _provenance(
-    project: Project, folder: ProjectFolder, number: int, table: pl.DataFrame, annotations: pl.DataFrame
+    project: Project, folder: ProjectFolder, db: Database, number: int, table: pl.DataFrame
 ) -> pl.DataFrame:
-    said = annotations.group_by("record_id").agg(
-        pl.col("annotator_id").unique().sort().alias("annotators"),
-        pl.col("decided_at").max(),
-        pl.col("audit_seq").max(),
-    )
+    # From the database: a round's table of annotations was written when it was signed, before anybody adjudicated.
+    decided = {
+        row["annotation_id"]: row for done in range(1, number + 1) for row in decisions_of_round(db, done)
+    }
     drafts: dict[str, dict[str, Any]] = {}
     flags: dict[str, list[str]] = {}
     for done in range(1, number + 1):
@@ -277,10 +277,12 @@ def _provenance(
     digests: dict[str, str] = {}
     rows = []
     schema_hash = content_hash(project.label_schema.model_dump(mode="json"))
-    who = {row["record_id"]: row for row in said.iter_rows(named=True)}
     for row in table.iter_rows(named=True):
         record_id = row["record_id"]
-        draft, people = drafts.get(record_id), who[record_id]
+        draft, decisions = drafts.get(record_id), _decisions_of(row, decided)
+        last = max(
+            decisions, key=lambda decision: decision["audit_seq"]
+        )  # an adjudicator comes after all others
         identity = None if draft is None else draft["identity_id"]
         if identity is not None and identity not in digests:
             digests[identity] = read_json(folder.identities / f"{identity}.json")["digest"]
@@ -301,11 +303,11 @@ def _provenance(
                 "final": canonical_json(row["value"]),
                 "how": row["how"],
                 "round": row["round"],
-                "annotators": people["annotators"],
+                "annotators": sorted({decision["annotator_id"] for decision in decisions}),
                 "agreement": row["agreement"],
                 "flags": sorted(set(flags.get(record_id, []))),
-                "decided_at": people["decided_at"],
-                "audit_seq": people["audit_seq"],
+                "decided_at": last["decided_at"],
+                "audit_seq": last["audit_seq"],
                 "split": row["split"],
                 "rehearsal": row["rehearsal"],
             }
@@ -313,6 +315,21 @@ def _provenance(
     made = pl.from_arrow(pa.Table.from_pylist(rows, PROVENANCE))
     assert isinstance(made, pl.DataFrame)
     return made
+
+
+def _decisions_of(
+    row: Mapping[str, Any], decided: Mapping[str, Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """The decisions that made one settled label."""
+    unknown = [name for name in row["annotation_ids"] if name not in decided]
+    if unknown or not row["annotation_ids"]:
+        raise StorageError(
+            f"round {row['round']}, gold of record {row['record_id']}",
+            found=f"decision {unknown[0]}, which the database does not have" if unknown else "no decision",
+            expected="the decisions that settled it",
+            next_step="Run `countersign verify`, and restore the folder and the database from one backup.",
+        )
+    return [decided[name] for name in row["annotation_ids"]]
 
 
 def _summary(project: Project, labelled: pl.DataFrame) -> pl.DataFrame:

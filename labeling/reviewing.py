@@ -13,7 +13,7 @@ from labeling.database.queue import decisions_of_round
 from labeling.paths import ProjectFolder
 from labeling.record_store import Vectors, record_ids, rows_of, texts_of
 from labeling.selection import cold_start, simple_random_sample, uncertain_and_diverse
-from labeling.storage import Table, read_json, write_json
+from labeling.storage import Table, discard, read_json, write_json
 from labeling.suggesting import load_suggestions
 from schemas import tables
 from schemas.project import Project
@@ -268,10 +268,24 @@ def settled_values(project: Project, folder: ProjectFolder, before: int) -> dict
 
 
 def write_annotations(project: Project, folder: ProjectFolder, db: Database, number: int) -> pl.DataFrame:
-    """The signed round's decisions as a table; written once, then immutable (adjudications go with the gold)."""
-    table = Table(folder.round(number).annotations, tables.annotations(project.label_schema.task))
-    if not table.exists:
-        rows = [row for row in decisions_of_round(db, number) if row["purpose"] != Purpose.RECHECK.value]
+    """The signed round's decisions as a table; written once, then immutable (adjudications go with the gold).
+
+    Unless the signature is taken back and decisions change: then the next signature's decisions take their place.
+    """
+    here = folder.round(number)
+    table = Table(here.annotations, tables.annotations(project.label_schema.task))
+    if table.exists and rounds.state_of(db, number) is not RoundState.SIGNED:
+        return table.read()
+    rows = [row for row in decisions_of_round(db, number) if row["purpose"] != Purpose.RECHECK.value]
+    written = set(table.read(["annotation_id"])["annotation_id"]) if table.exists else None
+    if written != {row["annotation_id"] for row in rows}:
+        here.agreement.unlink(missing_ok=True)
+        for made in (
+            here.gold,
+            here.findings,
+            here.annotations,
+        ):  # the last one, while it is there, asks for this
+            discard(made)
         table.append(rows, meta={"round": number})
     return table.read()
 

@@ -36,10 +36,22 @@ class SchemaDraft:
 
 
 def draft_of(project: Project, folder: ProjectFolder) -> SchemaDraft:
-    """The schema as it stands."""
+    """The schema as it stands.
+
+    Raises:
+        ProjectError: the guideline cannot be read as text.
+    """
     schema = project.label_schema
     path = folder.root / schema.guideline
-    guideline = path.read_text("utf-8") if path.is_file() else ""
+    try:
+        guideline = path.read_text("utf-8") if path.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise ProjectError(
+            str(path),
+            found="a guideline that is not UTF-8",
+            expected="UTF-8 text",
+            next_step=f"Save {path.name} as UTF-8 in an editor; nothing was changed.",
+        ) from error
     return SchemaDraft(schema.task, schema.instruction, schema.labels, guideline)
 
 
@@ -157,8 +169,17 @@ def labels_from_form(
     """Labels from the columns of a form; a row without a name is no label.
 
     Raises:
+        ProjectError: columns of different length: nobody could say which definition is whose.
         pydantic.ValidationError: a name or text that is too long.
     """
+    lengths = [len(column) for column in (names, definitions, words, examples)]
+    if len(set(lengths)) > 1:
+        raise ProjectError(
+            "the labels",
+            found=f"{lengths[0]} names, {lengths[1]} definitions, {lengths[2]} words, {lengths[3]} examples",
+            expected="one of each for every label",
+            next_step="Open the page again and send its form whole; nothing was saved.",
+        )
     rows = zip(names, definitions, words, examples, strict=True)
     return tuple(
         Label(

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -135,9 +136,14 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def content_id(value: object) -> str:
+    """The id under which `write_content_addressed` stores an object: 24 hex digits of the hash of its content."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:24]
+
+
 def write_content_addressed(folder: Path, value: Mapping[str, Any]) -> str:
     """Stores a small JSON object under the hash of its content and returns that id (24 hex digits)."""
-    identifier = hashlib.sha256(canonical_json(value).encode()).hexdigest()[:24]
+    identifier = content_id(value)
     target = folder / f"{identifier}.json"
     if not target.exists():
         write_bytes(target, canonical_json(value).encode())
@@ -331,6 +337,12 @@ class Table:
         for row in self.read().drop(*leave_out).sort(sort_by).iter_rows(named=True):
             digest.update(json.dumps(row, sort_keys=True, default=str).encode())
         return digest.hexdigest()
+
+
+def discard(folder: Path) -> None:
+    """Takes a table away; the manifest first, so that a kill in between leaves no table with parts missing."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _as_now(file: Path, schema: pa.Schema, wanted: list[str] | None) -> pl.DataFrame:

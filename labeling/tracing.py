@@ -1,26 +1,38 @@
 """The whole life of one label, and whether everything stored is whole."""
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
+from labeling.closing import changed_since
 from labeling.database import chain, rounds
 from labeling.database.connection import Database
 from labeling.database.queue import decisions_of_round
 from labeling.flagged import load_findings
 from labeling.paths import ProjectFolder
+from labeling.quality import gold_rows
 from labeling.record_store import records_table
-from labeling.storage import Table, read_json, sha256_of
+from labeling.storage import Table, content_id, read_json, sha256_of
 from labeling.task_types import task_type
 from schemas import tables
 from schemas.errors import StorageError
 from schemas.project import Project
-from schemas.review import RoundState
+from schemas.review import Purpose, RoundState
 
 
 def _round_numbers(folder: ProjectFolder) -> list[int]:
-    return sorted(int(path.name) for path in folder.rounds.iterdir()) if folder.rounds.is_dir() else []
+    """Rounds that have a folder; notes or copies that somebody laid beside them are none."""
+    return sorted(
+        int(path.name) for path in folder.rounds.glob("*") if path.name.isdecimal() and path.is_dir()
+    )
+
+
+def _releases(folder: ProjectFolder) -> list[Path]:
+    return sorted(path for path in folder.releases.glob("v*") if path.is_dir())
 
 
 def trace(project: Project, folder: ProjectFolder, db: Database, wanted: str) -> list[dict[str, Any]]:
@@ -108,20 +120,23 @@ def trace(project: Project, folder: ProjectFolder, db: Database, wanted: str) ->
                     **{key: row[key] for key in ("round", "value", "how", "agreement", "annotation_ids")},
                 }
             )
-    for release in sorted(folder.releases.glob("v*")) if folder.releases.is_dir() else []:
-        frame = pl.read_parquet(release / "provenance.parquet").filter(pl.col("record_id") == record_id)
-        for row in frame.iter_rows(named=True):
-            manifest = read_json(release / "manifest.json")
-            steps.append(
-                {
-                    "step": "release",
-                    "release": release.name,
-                    "split": row["split"],
-                    "final": row["final"],
-                    "audit_head": manifest["audit_head"]["hash"],
-                }
-            )
+    for release in _releases(folder):
+        steps += _released(release, record_id)
     return steps
+
+
+def _released(release: Path, record_id: str) -> list[dict[str, Any]]:
+    """What a release says of a record; of one that is damaged only that, so that the rest can be told."""
+    step = {"step": "release", "release": release.name}
+    try:
+        frame = pl.read_parquet(release / "provenance.parquet").filter(pl.col("record_id") == record_id)
+        head = read_json(release / "manifest.json")["audit_head"]["hash"]
+        return [
+            {**step, "split": row["split"], "final": row["final"], "audit_head": head}
+            for row in frame.iter_rows(named=True)
+        ]
+    except (OSError, pl.exceptions.PolarsError, StorageError, KeyError, TypeError):
+        return [{**step, "problem": "it cannot be read; `countersign verify` says what is damaged"}]
 
 
 def _record(project: Project, folder: ProjectFolder, wanted: str) -> dict[str, Any]:
@@ -153,15 +168,19 @@ def verify(project: Project, folder: ProjectFolder, db: Database, *, release: st
     for manifest in sorted(folder.root.rglob("manifest.jsonl")):
         if folder.rehearsals not in manifest.parents:
             problems += Table(manifest.parent, tables.quarantine(project.label_schema.task)).verify()
-    releases = sorted(folder.releases.glob("v*")) if folder.releases.is_dir() else []
+    releases = _releases(folder)
+    release = None if release is None else release.rstrip("/")  # as the shell completes a folder
     heads: list[tuple[int, str]] = []
     try:
+        told = chain.entries(db)
         exported = {
             entry["object"]: entry["payload"]["manifest_sha256"]
-            for entry in chain.entries(db)
+            for entry in told
             if entry["action"] == "release.exported"
         }
-    except (ValueError, KeyError, TypeError):  # a payload that was changed into something unreadable
+        problems += _verify_committed(folder, told)
+    # A payload that was changed into something unreadable: the audit chain says where.
+    except (ValueError, KeyError, TypeError, AttributeError):
         exported = {}
     for folder_of_release in releases:
         if release is not None and folder_of_release.name != release:
@@ -174,8 +193,9 @@ def verify(project: Project, folder: ProjectFolder, db: Database, *, release: st
             problems.append(str(error))
         except (KeyError, TypeError):
             problems.append(f"{folder_of_release / 'manifest.json'}: not the manifest of a release")
-    if release is not None and not (folder.releases / release).is_dir():
-        problems.append(f"release {release}: there is none")
+    known = {path.name for path in releases} | {key.removeprefix("release:") for key in exported}
+    if release is not None and release not in known:
+        problems.append(f"release {release or repr(release)}: there is none")
     problems += [
         f"{folder.releases / name}: gone; the audit chain says that it was made"
         for name in (key.removeprefix("release:") for key in exported)
@@ -183,7 +203,21 @@ def verify(project: Project, folder: ProjectFolder, db: Database, *, release: st
     ]
     problems += _missing_tables(project, folder, db)
     problems += chain.verify_chain(db, expected_heads=heads)
+    problems += _verify_addressed(folder)
     return [*problems, *_verify_gold(project, folder), *_verify_decisions(project, folder, db)]
+
+
+def _verify_committed(folder: ProjectFolder, told: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The files of signed and closed rounds against what the audit chain kept of them; of older rounds it kept none."""
+    problems = []
+    for entry in told:
+        kind, _, number = entry["object"].rpartition(":")
+        if (entry["action"], kind) == ("gate.approved", "gate:review"):
+            files = json.loads(entry["payload"]["figures_json"]).get("files", {})
+            problems += changed_since(folder, int(number), files, "signed")
+        elif entry["action"] == "round.closed":
+            problems += changed_since(folder, int(number), entry["payload"].get("files", {}), "closed")
+    return problems
 
 
 def _missing_tables(project: Project, folder: ProjectFolder, db: Database) -> list[str]:
@@ -197,6 +231,7 @@ def _missing_tables(project: Project, folder: ProjectFolder, db: Database) -> li
         here = folder.round(number)
         wanted += [
             Table(here.suggestions, tables.suggestions(task)),
+            Table(here.rejected, tables.rejected(task)),
             Table(here.annotations, tables.annotations(task)),
             Table(here.findings, tables.findings(task)),
             Table(here.gold, tables.gold(task)),
@@ -244,21 +279,65 @@ def _verify_gold(project: Project, folder: ProjectFolder) -> list[str]:
 
 
 def _verify_decisions(project: Project, folder: ProjectFolder, db: Database) -> list[str]:
-    """Tables rewritten together with their manifests: the decisions in the database say what people answered."""
+    """Tables rewritten together with their manifests: the decisions in the database say what people answered, and what
+    gold that comes to."""
     task = project.label_schema.task
+    layout = tables.annotations(task)
     problems = []
     for number in _round_numbers(folder):
-        annotations = Table(folder.round(number).annotations, tables.annotations(task))
+        annotations = Table(folder.round(number).annotations, layout)
         if not annotations.exists or annotations.verify():
             continue
-        decided = {row["annotation_id"]: row["value"] for row in decisions_of_round(db, number)}
-        for annotation_id, value in annotations.read(["annotation_id", "value"]).iter_rows():
-            if annotation_id not in decided or decided[annotation_id] != value:
-                problems.append(f"round {number}, annotation {annotation_id}: not what the database has")
+        decisions = decisions_of_round(db, number)
+        judged = {row["record_id"]: row for row in decisions if row["purpose"] == Purpose.RECHECK.value}
+        answers = [row for row in decisions if row["purpose"] != Purpose.RECHECK.value]
+        decided = {row["annotation_id"]: row for row in answers}
+        stored = {row["annotation_id"]: row for row in annotations.read().iter_rows(named=True)}
+        problems += [
+            f"round {number}, annotation {annotation_id}: not what the database has"
+            for annotation_id in sorted(decided.keys() | stored.keys())
+            if decided.get(annotation_id) != stored.get(annotation_id)
+        ]
         gold = Table(folder.round(number).gold, tables.gold(task))
         if not gold.exists or gold.verify():
             continue
-        for record_id, value, sources in gold.read(["record_id", "value", "annotation_ids"]).iter_rows():
-            if sources and value not in [decided.get(annotation_id) for annotation_id in sources]:
-                problems.append(f"round {number}, record {record_id}: gold {value!r} is what nobody answered")
+        frame = pl.from_arrow(pa.Table.from_pylist(answers, layout))
+        assert isinstance(frame, pl.DataFrame)
+        settled, _ = gold_rows(frame, judged, number=number, confidence={})
+        problems += _verify_settled(number, gold, {row["record_id"]: row for row in settled})
+    return problems
+
+
+def _verify_settled(number: int, gold: Table, settled: dict[str, dict[str, Any]]) -> list[str]:
+    """Gold against the labels that people's decisions come to; an adjudicator's word is one of them."""
+    problems = []
+    by_people = ("value", "how", "annotation_ids", "round", "agreement", "rehearsal")
+    for row in gold.read(["record_id", *by_people]).iter_rows(named=True):
+        wanted = settled.pop(row["record_id"], None)  # a second row of a record finds nothing any more
+        if wanted is None or any(row[key] != wanted[key] for key in by_people):
+            problems.append(
+                f"round {number}, record {row['record_id']}: gold {row['value']!r} ({row['how']}) is not what "
+                "people's decisions come to"
+            )
+    lacking = "no gold, though people's decisions settle it"
+    return problems + [f"round {number}, record {record_id}: {lacking}" for record_id in settled]
+
+
+def _verify_addressed(folder: ProjectFolder) -> list[str]:
+    """Engines and prompts are kept under the hash of what they are; scores say which of them there must be."""
+    problems = []
+    known = [*folder.identities.glob("*.json"), *folder.prompts_used.glob("*.json")]
+    for file in sorted(known):
+        try:
+            same = content_id(read_json(file)) == file.stem
+        except StorageError as error:
+            problems.append(str(error))
+            continue
+        except ValueError:  # JSON that we never write: NaN, half a surrogate pair
+            same = False
+        if not same:
+            problems.append(f"{file}: changed since it was written (its name is the hash of its content)")
+    for identity_id, prompt_id in folder.scored_with():
+        needed = (folder.identities / f"{identity_id}.json", folder.prompts_used / f"{prompt_id}.json")
+        problems += [f"{file}: gone; there are scores made with it" for file in needed if not file.is_file()]
     return problems

@@ -1,11 +1,12 @@
-"""`python -m review_app --project PATH [--host 127.0.0.1] [--port 8321] [--local-user]`"""
+"""`python -m review_app --project PATH [--host 127.0.0.1] [--port 8321] [--local-user] [--setup-link]`"""
 
 import argparse
 import sys
 
 import uvicorn
 
-from labeling.database.opening import database_url
+from labeling.database import accounts
+from labeling.database.opening import database_url, project_database
 from labeling.project_file import load_project
 from review_app.main import AppSettings, create_app
 from schemas.errors import LabelingError
@@ -22,6 +23,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--https", action="store_true", help="served behind TLS")
     parser.add_argument("--allowed-host", action="append", default=[], help="another host name browsers use")
+    parser.add_argument(
+        "--setup-link",
+        action="store_true",
+        help="print where the first admin makes an account, if nobody has one",
+    )
     chosen = parser.parse_args(arguments)
     try:
         project, folder = load_project(chosen.project)
@@ -37,6 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
                 allowed_hosts=tuple(chosen.allowed_host),
             )
         )
+        if chosen.setup_link:
+            with project_database(project, folder) as db:
+                token = accounts.setup_invitation(db)
+            if token is not None:
+                host = chosen.allowed_host[0] if chosen.allowed_host else f"{chosen.host}:{chosen.port}"
+                link = f"{'https' if chosen.https else 'http'}://{host}/invitation/{token}"
+                print(f"The first admin makes an account here, once, within a week: {link}", flush=True)
     except LabelingError as error:
         print(error, file=sys.stderr)
         return 1

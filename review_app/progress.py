@@ -23,8 +23,9 @@ def of_person(
     """
     now = pace(db, annotator_id)
     own_goal = preferences(db, annotator_id).daily_goal
-    oldest = db.now() - _LONGEST_DAY
-    day = db.now() - timedelta(hours=24) if since is None else max(since, oldest)
+    # No later than now either: a time at the end of the calendar cannot be told in UTC.
+    present = db.now()
+    day = present - timedelta(hours=24) if since is None else min(max(since, present - _LONGEST_DAY), present)
     return {
         "round": now.round,
         "state": None if now.state is None else now.state.value,

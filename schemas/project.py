@@ -264,7 +264,8 @@ class Quality(_Section):
     @field_validator("splits")
     @classmethod
     def _shares_sum_to_one(cls, splits: tuple[float, float, float]) -> tuple[float, float, float]:
-        if any(share < 0 for share in splits) or abs(sum(splits) - 1.0) > 1e-9:
+        # Said so that a NaN, which compares with nothing, does not pass.
+        if not (all(share >= 0 for share in splits) and abs(sum(splits) - 1.0) <= 1e-9):
             raise ValueError(f"{list(splits)} does not sum to 1 or has a negative share")
         return splits
 

@@ -31,6 +31,7 @@ SESSION_LIFE = timedelta(hours=12)
 FAILURES_ALLOWED = 5
 FAILURES_WINDOW = timedelta(minutes=15)
 PASSWORD_LEAST = 10
+FIRST_ADMIN = "Administrator"
 _PASSWORD_MOST = 1024
 _CLOCK_SLACK = timedelta(minutes=1)
 _TOUCH_EVERY = timedelta(minutes=1)
@@ -150,6 +151,20 @@ def invite(db: Database, role: Role, display_name: str, by: str) -> str:
     return token
 
 
+def setup_invitation(db: Database) -> str | None:
+    """The token of an invitation for the first admin, who lets everybody else in; None where somebody can already.
+
+    For whoever starts the review app without its local user. An earlier one that nobody used becomes worthless, so
+    that only the newest link opens the door. Closed accounts and the local user let nobody in.
+    """
+    if any(person.may(Right.INVITE_LABELLERS) and not person.local for person in people(db)):
+        return None
+    for earlier in invitations(db):
+        if (earlier.state, earlier.invited_by, earlier.display_name) == ("open", OPERATOR, FIRST_ADMIN):
+            revoke_invitation(db, earlier.id, OPERATOR)
+    return invite(db, Role.ADMIN, FIRST_ADMIN, OPERATOR)
+
+
 def invitation_for(db: Database, token: str) -> Invitation | None:
     """The open invitation behind a token; None if it is unknown, used, revoked or too old."""
     with db.read() as conn:
@@ -204,6 +219,8 @@ def revoke_invitation(db: Database, invitation_id: int, by: str) -> None:
             conn.execute(select(tables.invitations).where(tables.invitations.c.id == invitation_id))
             .mappings()
             .one_or_none()
+            if 1 <= invitation_id < 2**31  # more than that no database takes as an id
+            else None
         )
         if row is None or row["used_at"] is not None:
             raise QueueError(

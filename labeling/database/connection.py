@@ -216,8 +216,8 @@ def open_database(
         clock: Where UTC time comes from.
 
     Raises:
-        StorageError: It cannot be opened, is from a newer version, or is a real one where a rehearsal was
-            asked for.
+        StorageError: It cannot be opened, is from a newer version, is a real one where a rehearsal was asked
+            for, or is gone although the folder holds people's work.
     """
     if url is None:
         database = Database(_sqlite(project_folder), shown_as=str(project_folder.database), clock=clock)
@@ -226,7 +226,7 @@ def open_database(
             _postgresql(url), shown_as=make_url(url).render_as_string(hide_password=True), clock=clock
         )
     try:
-        _bring_up_to_date(database, rehearsal=rehearsal)
+        _bring_up_to_date(database, project_folder, rehearsal=rehearsal)
     except BaseException:
         database.close()
         raise
@@ -251,6 +251,7 @@ def _sqlite(project_folder: ProjectFolder) -> Engine:
             next_step="Run `countersign init`.",
         )
     if not path.exists():
+        _require_no_work(project_folder, str(path), "no such file")
         try:
             # Texts of patients and password hashes: nobody but this user reads the file.
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
@@ -308,8 +309,23 @@ def _postgresql(url: str) -> Engine:
     )
 
 
-def _bring_up_to_date(database: Database, *, rehearsal: bool) -> None:
+def _require_no_work(project_folder: ProjectFolder, shown_as: str, found: str) -> None:
+    """A new database in place of a lost one would number rounds and decisions anew beside what the old one told."""
+    work = next(project_folder.rounds.glob("*/annotations/*"), None)
+    work = work or next(project_folder.releases.glob("v*"), None)
+    if work is not None:
+        raise StorageError(
+            shown_as,
+            found=f"{found}, though the folder holds {work.relative_to(project_folder.root)}",
+            expected="the database with the decisions it was made of",
+            next_step="Restore the database from a backup of the same time as the folder; nothing was changed.",
+        )
+
+
+def _bring_up_to_date(database: Database, project_folder: ProjectFolder, *, rehearsal: bool) -> None:
     found = _revision(database)
+    if found is None:
+        _require_no_work(project_folder, database.shown_as, "an empty database")
     if found != tables.REVISION:
         _migrate(database, rehearsal=rehearsal)
     elif rehearsal and not database.rehearsal:

@@ -405,8 +405,16 @@ def start_adjudication(
     return len(new)
 
 
-def close_round(db: Database, number: int, *, actor: str = "qa") -> None:
+def close_round(
+    db: Database, number: int, *, files: Mapping[str, Any] | None = None, actor: str = "qa"
+) -> None:
     """Nothing of the round changes any more; closing a closed one changes nothing.
+
+    Args:
+        db: The database.
+        number: A round that is signed, or adjudicated to the end.
+        files: What `labeling.closing` keeps of the round's files; told in the audit chain.
+        actor: Pseudonym or name of the flow.
 
     Raises:
         QueueError: The round is not signed, or adjudications are open.
@@ -423,7 +431,7 @@ def close_round(db: Database, number: int, *, actor: str = "qa") -> None:
         if lacking:
             raise _wrong_state(number, " ".join(lacking), "every dispute settled")
         _move(conn, number, state, RoundState.CLOSED)
-        _tell(conn, db, number, actor, "round.closed", {})
+        _tell(conn, db, number, actor, "round.closed", {} if files is None else {"files": files})
 
 
 def reduce_overlap(db: Database, number: int, overlap: int, *, by: str) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from labeling.closing import signing_files
 from labeling.database import accounts, chain, queue, rounds
 from labeling.database.opening import project_database
 from labeling.project_file import load_project
@@ -161,6 +162,7 @@ def test_the_form_of_the_gate_passes_a_finished_round_only(at_gate: tuple[Any, P
     await_state(run, "COMPLETED", after=fourth)
     with project_database(project, folder) as db:
         assert rounds.state_of(db, 1) is RoundState.SIGNED
+        assert rounds.gate_events(db, "review", 1)[-1]["figures"]["files"] == signing_files(folder, 1)
     code, answer = installation.command("run", root, "--until", "qa", check=None)
     assert answer["phase"] == "qa", answer
     assert code in (0, 3)
@@ -193,3 +195,7 @@ def test_gate_command_names_what_is_missing_and_signs_when_nothing_is(
     assert (signed["verdict"], signed["missing"]) == ("approve", [])
     assert undone["verdict"] == "reopened"
     assert again["verdict"] == "approve"
+    with project_database(project, folder) as db:
+        kept = rounds.gate_events(db, "review", 1)[-1]["figures"]["files"]
+    assert kept == signing_files(folder, 1)
+    assert "rounds/01/suggestions/manifest.jsonl" in kept and "rounds/01/queue.json" in kept

@@ -8,6 +8,7 @@ from typing import Any
 from small_projects import write_project
 
 from labeling.cascade import left_to_student
+from labeling.closing import signing_files
 from labeling.database import accounts, queue, rounds
 from labeling.database.accounts import Account
 from labeling.database.connection import Database
@@ -203,7 +204,11 @@ class Loop:
 
     def sign(self, number: int) -> None:
         sign_off = SignOff(verdict="approve", signed_by="lea", note="looked at it")
-        rounds.sign(self.db, number, sign_off, round_figures(self.project, self.db, number))
+        figures = {
+            **round_figures(self.project, self.db, number),
+            "files": signing_files(self.folder, number),
+        }
+        rounds.sign(self.db, number, sign_off, figures)
 
     def adjudicate(self, number: int) -> None:
         judge = self.people["rex"].id

@@ -75,6 +75,17 @@ def test_a_project_that_is_there_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "project.yaml").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["guideline.md", "project.schema.json"])
+def test_a_file_that_is_there_is_kept_and_not_said_to_be_made(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+
+    created = initialize(tmp_path, task="classification", source=None)
+
+    assert (tmp_path / name).read_text() == "mine"
+    made = {"project.yaml", "guideline.md", "project.schema.json"} - {name}
+    assert {path.name for path in created} == made
+
+
 @pytest.mark.parametrize(
     "folder", ["2024", "true", "null", "1e5", "0x10", "Ünïcode Ördner", "-x-", "a" * 120, "No", "...x"]
 )

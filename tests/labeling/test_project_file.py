@@ -124,8 +124,9 @@ def test_a_source_of_another_format_is_refused() -> None:
     assert ".csv, .jsonl, .ndjson, .parquet" in problem.expected
 
 
-def test_splits_that_do_not_sum_to_one_are_refused() -> None:
-    (problem,) = problems(SMALL + "quality: {splits: [0.8, 0.3, 0.1]}\n")
+@pytest.mark.parametrize("shares", ["0.8, 0.3, 0.1", "1.2, -0.1, -0.1", ".nan, .nan, .nan", ".inf, -.inf, 1"])
+def test_splits_that_do_not_sum_to_one_are_refused(shares: str) -> None:
+    (problem,) = problems(SMALL + f"quality: {{splits: [{shares}]}}\n")
 
     assert problem.path == "project.yaml: quality.splits"
 

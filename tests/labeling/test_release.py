@@ -13,13 +13,15 @@ from small_projects import RELEASE_FILES, SmallDisk
 
 from labeling import release as release_module
 from labeling.database import chain
+from labeling.database.tables import utc_text
 from labeling.expectations import Check
 from labeling.paths import ProjectFolder
 from labeling.project_file import load_project
 from labeling.record_store import record_ids
 from labeling.release import export_release, load_manifest
 from labeling.reviewing import settled_values
-from labeling.storage import read_json, sha256_of
+from labeling.storage import Table, read_json, sha256_of
+from schemas import tables
 from schemas.errors import ReleaseBlocked, StorageError
 
 
@@ -100,6 +102,39 @@ def test_every_released_label_has_its_provenance(worked: Loop) -> None:
     assert set(provenance["audit_seq"].to_list()) <= digests
     assert set(provenance["round"].to_list()) == {1, 2}
     assert provenance["rehearsal"].all()
+
+
+def test_provenance_names_who_settled_a_label_when_and_where_the_audit_trail_tells_it(worked: Loop) -> None:
+    provenance = pl.read_parquet(worked.folder.release(2) / "provenance.parquet")
+    told = {entry["seq"]: entry for entry in chain.entries(worked.db)}
+
+    assert "adjudicated" in provenance["how"].to_list()
+    for row in provenance.iter_rows(named=True):
+        entry = told[row["audit_seq"]]
+        assert entry["action"] == "decision.made" and entry["object"] == f"record:{row['record_id']}"
+        assert entry["payload"]["value_json"] == row["final"] or row["how"] == "consensus"
+        assert entry["payload"]["decided_at"] == utc_text(row["decided_at"])
+        assert entry["actor"] in row["annotators"]
+        judged = row["how"] == "adjudicated"
+        assert (worked.people["rex"].id in row["annotators"]) is judged
+        assert (entry["payload"]["purpose"] == "recheck") is judged
+        assert len(row["annotators"]) >= {"person": 1, "consensus": 2, "adjudicated": 2}[row["how"]]
+
+
+def test_a_settled_label_without_its_decisions_is_not_released(before_export: Loop, no_checks: None) -> None:
+    loop = before_export
+    gold = loop.folder.round(1).gold
+    frame = Table(gold, tables.gold(loop.project.label_schema.task)).read()
+    shutil.rmtree(gold)
+    Table(gold, tables.gold(loop.project.label_schema.task)).append(
+        frame.with_columns(pl.lit(["d-none"]).alias("annotation_ids")).to_arrow()
+    )
+
+    with pytest.raises(StorageError) as caught:
+        loop.export(1)
+
+    assert caught.value.found == "decision d-none, which the database does not have"
+    assert not loop.folder.release(1).exists()
 
 
 def test_no_text_is_in_two_splits(worked: Loop) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rounds_of_work import Loop
 
-from labeling.database import rounds
+from labeling.database import queue, rounds
 from labeling.reviewing import (
     CONFIDENCE_SHOWN_FROM,
     decided_before,
@@ -17,8 +17,10 @@ from labeling.reviewing import (
     settled_values,
     write_annotations,
 )
-from labeling.storage import read_json
+from labeling.storage import Table, read_json
 from labeling.suggesting import load_suggestions
+from labeling.tracing import verify
+from schemas import tables
 from schemas.errors import GateRefused
 from schemas.review import RoundState, SignOff
 
@@ -164,6 +166,34 @@ def test_annotations_are_written_once_in_audit_order(copy_of_worked: Loop) -> No
     assert "recheck" not in first["purpose"].unique()
     assert first["rehearsal"].all()
     assert write_annotations(loop.project, loop.folder, loop.db, 1).equals(first)
+
+
+def test_decisions_changed_after_a_signature_was_taken_back_are_the_ones_that_count(
+    new_loop: type[Loop],
+) -> None:
+    loop = new_loop()
+    loop.setup()
+    loop.suggest(1)
+    loop.review(1)
+    signed = write_annotations(loop.project, loop.folder, loop.db, 1)
+    here = loop.folder.round(1)
+    here.agreement.write_text("{}")  # what quality assurance made before it was killed
+    Table(here.findings, tables.findings(loop.project.label_schema.task)).append([], meta={"round": 1})
+    assert write_annotations(loop.project, loop.folder, loop.db, 1).equals(signed)
+    assert here.agreement.is_file()
+
+    rounds.reopen(loop.db, 1, by="lea", note="one more look")
+    queue.undo(loop.db, loop.people["ann"].id)
+    loop.label_all()
+    loop.sign(1)
+    again = write_annotations(loop.project, loop.folder, loop.db, 1)
+
+    standing = [row["annotation_id"] for row in queue.decisions_of_round(loop.db, 1)]
+    assert again["annotation_id"].to_list() == standing
+    assert not again.equals(signed)
+    assert not here.agreement.exists() and not here.findings.exists()
+    loop.assure(1)
+    assert verify(loop.project, loop.folder, loop.db) == []
 
 
 def test_settled_values_hold_earlier_rounds_only(worked: Loop) -> None:

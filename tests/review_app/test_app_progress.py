@@ -44,6 +44,8 @@ def test_today_counts_what_stands_since_the_day_began(
     assert today(hours=1) == 2
     assert today(seconds=-60) == 0
     assert today(days=4000) == 2
+    for moment, count in (("9999-12-31T23:59:59-12:00", 0), ("0001-01-01T00:00:00+14:00", 2)):
+        assert client.get("/api/progress", params={"since": moment}).json()["today"] == count
     client.post("/api/undo", json={})
     client.post("/api/undo", json={})
     assert today(hours=1) == 1

@@ -106,6 +106,27 @@ def test_a_refusal_keeps_what_was_typed_and_says_what_to_do(site: Site, lead: Te
     assert load_project(site.folder.root)[0].label_schema.names == tuple(site.labels)
 
 
+@pytest.mark.parametrize("left_out", ["definition", "word", "examples"])
+def test_a_form_that_was_not_sent_whole_saves_nothing(left_out: str, site: Site, lead: TestClient) -> None:
+    before = (site.folder.root / "project.yaml").read_bytes()
+    form = fields(site)
+    del form[left_out]
+
+    answer = send(lead, form)
+
+    assert answer.status_code == 422 and "send its form whole" in answer.text
+    assert (site.folder.root / "project.yaml").read_bytes() == before
+
+
+def test_a_guideline_that_is_no_text_is_said_so(site: Site, lead: TestClient) -> None:
+    file = site.folder.root / site.project.label_schema.guideline
+    file.write_bytes(b"\xff\xfeg")
+
+    for answer in (lead.get("/schema"), send(lead, fields(site))):
+        assert answer.status_code == 422 and "not UTF-8" in answer.text
+    assert file.read_bytes() == b"\xff\xfeg"
+
+
 def test_a_lead_with_an_old_page_is_told(site: Site, lead: TestClient) -> None:
     send(lead, fields(site, instruction="First"))
 

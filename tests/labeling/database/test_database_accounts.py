@@ -75,6 +75,39 @@ def test_an_invitation_dies_after_a_week(db: Database, clock: Clock) -> None:
         accounts.accept_invitation(db, token, "ana", PASSWORD)
 
 
+def test_whoever_starts_the_program_lets_the_first_admin_in_and_nobody_after(db: Database) -> None:
+    lost, token = accounts.setup_invitation(db), accounts.setup_invitation(db)
+    assert lost is not None and token is not None
+    with pytest.raises(Forbidden):
+        accounts.accept_invitation(db, lost, "mallory", PASSWORD)
+
+    admin = accounts.accept_invitation(db, token, "ada", PASSWORD)
+
+    assert admin.role is Role.ADMIN
+    assert accounts.setup_invitation(db) is None
+    accounts.invite(db, Role.MANAGER, "Lea", admin.id)
+
+
+@pytest.mark.parametrize(
+    ("role", "asked"), [(Role.ANNOTATOR, True), (Role.AUDITOR, True), (Role.MANAGER, False)]
+)
+def test_only_who_may_invite_makes_the_first_admin_needless(role: Role, asked: bool, db: Database) -> None:
+    accounts.open_local_session(db)  # a manager, but without a password
+    kept = accounts.invite(db, Role.ADMIN, "Ada", OPERATOR)
+    person = accounts.accept_invitation(db, accounts.invite(db, role, "Pia", OPERATOR), "pia", PASSWORD)
+
+    assert (accounts.setup_invitation(db) is not None) is asked
+    assert accounts.invitation_for(db, kept) is not None  # somebody's own invitation is left alone
+    accounts.deactivate(db, person.id, OPERATOR)
+    assert accounts.setup_invitation(db) is not None
+
+
+@pytest.mark.parametrize("number", [-1, 0, 9999, 2**31, 10**22])
+def test_an_invitation_that_is_not_there_cannot_be_revoked(number: int, db: Database) -> None:
+    with pytest.raises(QueueError, match="none that is still open"):
+        accounts.revoke_invitation(db, number, OPERATOR)
+
+
 def test_a_revoked_invitation_is_worthless(db: Database) -> None:
     token = accounts.invite(db, Role.ANNOTATOR, "Ana", OPERATOR)
     accounts.revoke_invitation(db, accounts.invitations(db)[0].id, OPERATOR)

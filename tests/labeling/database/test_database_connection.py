@@ -88,6 +88,31 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         open_database(ProjectFolder(tmp_path))
 
 
+@pytest.mark.parametrize("work", ["rounds/01/annotations/manifest.jsonl", "releases/v1/manifest.json"])
+@pytest.mark.parametrize("left", [None, b""])
+def test_a_lost_database_is_not_replaced_by_a_new_one(work: str, left: bytes | None, tmp_path: Path) -> None:
+    file = ProjectFolder(tmp_path).database
+    (tmp_path / work).parent.mkdir(parents=True)
+    (tmp_path / work).write_bytes(b"")
+    if left is not None:
+        file.write_bytes(left)
+
+    for _ in range(2):
+        with pytest.raises(StorageError, match="Restore the database from a backup"):
+            open_database(ProjectFolder(tmp_path))
+
+    assert file.exists() is (left is not None)
+    assert left is None or file.read_bytes() == left
+
+
+def test_an_empty_file_that_a_killed_start_left_becomes_the_database(tmp_path: Path) -> None:
+    ProjectFolder(tmp_path).database.write_bytes(b"")
+    (tmp_path / "rounds" / "01").mkdir(parents=True)
+
+    with open_database(ProjectFolder(tmp_path)) as db:
+        assert [entry["action"] for entry in chain.entries(db)] == ["database.created"]
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no such folder"):
         open_database(ProjectFolder(tmp_path / "nowhere"))
