@@ -83,6 +83,7 @@ def leakage_safe_split(
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
     seed: int,
     prefer_test: Collection[str] = frozenset(),
+    earlier: Mapping[str, Split] | None = None,
 ) -> dict[str, Split]:
     """Split of every record such that no group is divided and labels keep their shares approximately.
 
@@ -97,6 +98,8 @@ def leakage_safe_split(
         shares: of train, validation and test; they sum to 1.
         seed: decides the order within a label.
         prefer_test: ids for the test split (labelled blind), as far as it has room for their label.
+        earlier: split of records in the release before. They stay there, so that no model is ever tested on what an
+            earlier one learned from; a group that has come together from several goes where most of it was.
 
     Returns:
         Record id to "train", "validation" or "test".
@@ -119,12 +122,16 @@ def leakage_safe_split(
     for group in sorted(members, key=lambda group: _shuffle_key(group, seed)):
         counts = labels_of[group]
         by_label[min(counts, key=lambda label: (-counts[label], label))].append(group)
-    result: dict[str, Split] = {}
-    sizes = dict.fromkeys(SPLITS, 0)
+    kept = _kept(members, earlier or {}, shares)
+    result: dict[str, Split] = {
+        record_id: split for group, split in kept.items() for record_id in members[group]
+    }
+    sizes = dict.fromkeys(SPLITS, 0) | Counter(result.values())
     for label in sorted(by_label):
+        fresh = [group for group in by_label[label] if group not in kept]
         waiting = {
-            "test": [group for group in by_label[label] if group in preferred],
-            "anywhere": [group for group in by_label[label] if group not in preferred],
+            "test": [group for group in fresh if group in preferred],
+            "anywhere": [group for group in fresh if group not in preferred],
         }
         while waiting["test"] or waiting["anywhere"]:
             split = _furthest_behind(sizes, shares)
@@ -133,6 +140,19 @@ def leakage_safe_split(
             sizes[split] += len(members[group])
             result.update(dict.fromkeys(members[group], split))
     return result
+
+
+def _kept(
+    members: Mapping[str, Sequence[str]], earlier: Mapping[str, Split], shares: tuple[float, float, float]
+) -> dict[str, Split]:
+    """Split of the groups that were dealt before, but for splits that the project no longer has."""
+    open_splits = [split for split, share in zip(SPLITS, shares, strict=True) if share > 0]
+    kept: dict[str, Split] = {}
+    for group, ids in members.items():
+        were = Counter(earlier[record_id] for record_id in ids if earlier.get(record_id) in open_splits)
+        if were:
+            kept[group] = max(open_splits, key=lambda split: were[split])
+    return kept
 
 
 def _furthest_behind(sizes: Mapping[Split, int], shares: tuple[float, float, float]) -> Split:

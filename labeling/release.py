@@ -17,7 +17,7 @@ from labeling.database.connection import Database
 from labeling.database.queue import decisions_of_round
 from labeling.expectations import SPLITS, Check, check, suite, suite_hash
 from labeling.flagged import load_findings
-from labeling.near_duplicates import leakage_safe_split, near_duplicate_groups
+from labeling.near_duplicates import Split, leakage_safe_split, near_duplicate_groups
 from labeling.paths import ProjectFolder
 from labeling.record_store import record_ids, rows_of
 from labeling.storage import (
@@ -197,6 +197,7 @@ def _tables(
         shares=project.quality.splits,
         seed=project.seed,
         prefer_test=blind & set(ids),
+        earlier=_splits_before(folder, number),
     )
     split = pl.Series("split", [splits[record_id] for record_id in ids], dtype=pl.String)
     group = pl.Series("near_group", [groups[record_id] for record_id in ids], dtype=pl.String)
@@ -229,6 +230,15 @@ def _tables(
         pl.col("value").alias("raw_value"),
     )
     return checked, provenance
+
+
+def _splits_before(folder: ProjectFolder, number: int) -> dict[str, Split]:
+    """Split of every record in the last release before this one; empty for the first."""
+    for before in range(number - 1, 0, -1):
+        path = folder.release(before) / "provenance.parquet"
+        if path.is_file():
+            return dict(pl.read_parquet(path, columns=["record_id", "split"]).iter_rows())
+    return {}
 
 
 def _with_source_groups(groups: Mapping[str, str], sources: Mapping[str, str | None]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labeling.near_duplicates import jaccard, leakage_safe_split, near_duplicate_groups
+from labeling.near_duplicates import Split, jaccard, leakage_safe_split, near_duplicate_groups
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo" / "clinic_messages.csv"
 
@@ -158,3 +158,35 @@ def test_an_empty_share_stays_empty_and_wrong_shares_are_refused() -> None:
     with pytest.raises(ValueError, match="one label a record"):
         leakage_safe_split(ids, groups, labels[:-1], seed=0)
     assert leakage_safe_split([], {}, [], seed=0) == {}
+
+
+def test_records_of_an_earlier_release_stay_in_their_split() -> None:
+    ids = [f"r{number}" for number in range(300)]
+    labels = [f"l{number % 3}" for number in range(300)]
+    groups = {record_id: record_id for record_id in ids}
+    first = leakage_safe_split(ids[:150], groups, labels[:150], seed=1)
+
+    grown = leakage_safe_split(ids, groups, labels, seed=1, earlier=first)
+
+    assert {record_id: grown[record_id] for record_id in first} == first
+    assert Counter(grown.values()) == {"train": 240, "validation": 30, "test": 30}
+
+
+def test_a_group_that_came_together_from_two_splits_is_not_divided() -> None:
+    ids = ["a", "b", "c", "d"]
+    earlier: dict[str, Split] = {"a": "test", "b": "train", "c": "train"}
+
+    split_of = leakage_safe_split(ids, dict.fromkeys(ids, "g"), ["x"] * 4, seed=1, earlier=earlier)
+
+    assert set(split_of.values()) == {"train"}
+
+
+def test_records_of_a_split_that_is_no_longer_wanted_are_dealt_anew() -> None:
+    ids = ["a", "b"]
+    earlier: dict[str, Split] = {"a": "validation", "b": "test"}
+
+    split_of = leakage_safe_split(
+        ids, {"a": "a", "b": "b"}, ["x", "x"], shares=(0.5, 0.0, 0.5), seed=1, earlier=earlier
+    )
+
+    assert split_of == {"a": "train", "b": "test"}

@@ -144,6 +144,20 @@ def test_no_text_is_in_two_splits(worked: Loop) -> None:
     assert rows["record_id"].n_unique() == rows.height
 
 
+def test_a_record_stays_in_its_split_from_release_to_release(worked: Loop) -> None:
+    first, second = (
+        dict(
+            pl.read_parquet(worked.folder.release(number) / "provenance.parquet")[
+                "record_id", "split"
+            ].iter_rows()
+        )
+        for number in (1, 2)
+    )
+
+    assert len(second) > len(first)
+    assert {record_id: second[record_id] for record_id in first} == first
+
+
 def test_the_test_split_prefers_records_labelled_blind(worked: Loop) -> None:
     release = worked.folder.release(1)
     blind = set(read_json(worked.folder.round(1).slice)["slice"]) | set(
