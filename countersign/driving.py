@@ -41,9 +41,8 @@ class _Indented(logging.Formatter):
     """What a flow says, under the line of its phase; the level only where somebody should look."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if _is_told_anyway(
-            record
-        ):  # a sentence for people; the lines of code it came through tell them nothing
+        # A sentence for people; the lines of code it came through tell them nothing.
+        if _is_told_anyway(record):
             record = copy.copy(record)
             record.exc_info = record.exc_text = None
         told = super().format(record)
