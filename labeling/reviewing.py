@@ -280,11 +280,8 @@ def write_annotations(project: Project, folder: ProjectFolder, db: Database, num
     written = set(table.read(["annotation_id"])["annotation_id"]) if table.exists else None
     if written != {row["annotation_id"] for row in rows}:
         here.agreement.unlink(missing_ok=True)
-        for made in (
-            here.gold,
-            here.findings,
-            here.annotations,
-        ):  # the last one, while it is there, asks for this
+        # The annotations last: as long as they are there, an interrupted start over is begun again.
+        for made in (here.gold, here.findings, here.annotations):
             discard(made)
         table.append(rows, meta={"round": number})
     return table.read()
