@@ -76,8 +76,7 @@ def bring_up(projects: list[Path], *, port: int, local_user: bool) -> tuple[list
 def setup_link(project: Project, folder: ProjectFolder, url: str) -> str | None:
     """Where the first admin makes an account; None where there is somebody who lets others in."""
     with project_database(project, folder) as db:
-        token = accounts.setup_invitation(db)
-    return None if token is None else f"{url}/invitation/{token}"
+        return accounts.setup_link(db, url)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
-from labeling.engines.protocol import UNREPORTED
+from labeling.engines.protocol import LEAST_REPORTED, UNREPORTED
 from labeling.intervals import Interval, wilson
 from labeling.multinomial import (
     Multinomial,
@@ -58,7 +58,7 @@ class Metric:
 
 def is_reported(scores: Floats) -> Bools:
     """Which scores an engine told; engines that tell a few tokens only mark the others with `UNREPORTED`."""
-    return np.asarray(scores > UNREPORTED / 2, dtype=np.bool_)
+    return np.asarray(scores > LEAST_REPORTED, dtype=np.bool_)
 
 
 def summed_scores(scores: Floats) -> tuple[Floats, Floats]:

@@ -290,9 +290,7 @@ def _provenance(
     for row in table.iter_rows(named=True):
         record_id = row["record_id"]
         draft, decisions = drafts.get(record_id), _decisions_of(row, decided)
-        last = max(
-            decisions, key=lambda decision: decision["audit_seq"]
-        )  # an adjudicator comes after all others
+        last = max(decisions, key=lambda decision: decision["audit_seq"])  # the adjudicator, if there is one
         identity = None if draft is None else draft["identity_id"]
         if identity is not None and identity not in digests:
             digests[identity] = read_json(folder.identities / f"{identity}.json")["digest"]

@@ -50,16 +50,19 @@ class ScoreStore:
 
     def asked(self) -> set[str]:
         """Records that were asked and answered, or set aside."""
-        asked = set(self.scored.read(["record_id"])["record_id"].to_list())
-        return asked | set(self.rejected.read(["record_id"])["record_id"].to_list())
+        return self._scored_ids() | set(self.rejected.read(["record_id"])["record_id"])
 
     def known(self) -> set[str]:
         """Records that are not asked again: all that were asked, but those that met an engine that was away. These are
         asked once more: a server that restarts for some seconds says nothing about the records of that time."""
-        away = self.rejected.read(["record_id", "reason"]).filter(
-            pl.col("reason").str.starts_with(NO_ANSWER) & pl.col("record_id").is_unique()
+        rejected = self.rejected.read(["record_id", "reason"])
+        final = rejected.filter(
+            ~pl.col("reason").str.starts_with(NO_ANSWER) | pl.col("record_id").is_duplicated()
         )
-        return self.asked() - (set(away["record_id"]) - set(self.scored.read(["record_id"])["record_id"]))
+        return self._scored_ids() | set(final["record_id"])
+
+    def _scored_ids(self) -> set[str]:
+        return set(self.scored.read(["record_id"])["record_id"])
 
     def set_aside(self) -> pl.DataFrame:
         """The last row of each record that was set aside and has no score since."""

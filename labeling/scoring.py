@@ -12,7 +12,7 @@ from itertools import count
 
 import numpy as np
 
-from labeling.engines.protocol import UNREPORTED, Engine, LabelScores, Tokens
+from labeling.engines.protocol import LEAST_REPORTED, UNREPORTED, Engine, LabelScores, Tokens
 from labeling.prompts import Prompt
 from schemas.errors import ControlMark, EngineError, LabelingError, NoLabelTold, PromptTooLong
 
@@ -21,9 +21,8 @@ FIRST_PAUSE_S = 0.2
 _GAP = " […] "
 MOST_CHARS_A_TOKEN = 8
 LEAST_PIECE = 32
-NO_ANSWER = (
-    "no answer"  # begins the reason where the engine was away: nothing is known against the record itself
-)
+# Begins the reason where the engine was away: nothing is known against the record itself.
+NO_ANSWER = "no answer"
 
 
 @dataclass(frozen=True)
@@ -234,7 +233,7 @@ def _merged(
         log_probs, mass = replies[0].log_probs, replies[0].label_mass
     else:
         rows = np.array([reply.log_probs for reply in replies])
-        told = rows > UNREPORTED / 2
+        told = rows > LEAST_REPORTED
         least = np.where(told, rows, np.inf).min(axis=1, keepdims=True)
         means = np.average(np.where(told, rows, least), axis=0, weights=weights)
         log_probs = tuple(float(value) for value in np.where(told.any(axis=0), means, UNREPORTED))

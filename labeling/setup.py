@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from labeling.calibration import fit_batch_calibration, fit_correctness
-from labeling.engines.protocol import UNREPORTED, Engine
+from labeling.calibration import fit_batch_calibration, fit_correctness, is_reported
+from labeling.engines.protocol import Engine
 from labeling.engines.self_test import (
     Point,
     as_json,
@@ -405,11 +405,8 @@ def _on_the_sample(
         return (point,)
     scores, _ = store.matrix(ids)
     scores = scores[np.isfinite(scores).all(axis=1)]
-    never = [
-        code.label
-        for code, column in zip(prompt.codes, scores.T, strict=False)
-        if np.isclose(column, UNREPORTED).all()
-    ]
+    columns = zip(prompt.codes, scores.T, strict=False)
+    never = [code.label for code, column in columns if not is_reported(column).any()]
     return point, labels_told(never, len(scores))
 
 

@@ -44,11 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
             )
         )
         if chosen.setup_link:
+            host = chosen.allowed_host[0] if chosen.allowed_host else f"{chosen.host}:{chosen.port}"
             with project_database(project, folder) as db:
-                token = accounts.setup_invitation(db)
-            if token is not None:
-                host = chosen.allowed_host[0] if chosen.allowed_host else f"{chosen.host}:{chosen.port}"
-                link = f"{'https' if chosen.https else 'http'}://{host}/invitation/{token}"
+                link = accounts.setup_link(db, f"{'https' if chosen.https else 'http'}://{host}")
+            if link is not None:
                 print(f"The first admin makes an account here, once, within a week: {link}", flush=True)
     except LabelingError as error:
         print(error, file=sys.stderr)

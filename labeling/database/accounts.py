@@ -165,6 +165,12 @@ def setup_invitation(db: Database) -> str | None:
     return invite(db, Role.ADMIN, FIRST_ADMIN, OPERATOR)
 
 
+def setup_link(db: Database, url: str) -> str | None:
+    """Where, in the review app at `url`, the first admin makes an account; None where somebody lets others in."""
+    token = setup_invitation(db)
+    return None if token is None else f"{url}/invitation/{token}"
+
+
 def invitation_for(db: Database, token: str) -> Invitation | None:
     """The open invitation behind a token; None if it is unknown, used, revoked or too old."""
     with db.read() as conn:

@@ -159,9 +159,8 @@ class Fleet:
             for index in turns:
                 if self._rests_until[index] > now:
                     continue
-                if self._rests[
-                    index
-                ]:  # one lane of its own looks whether it is back, the others leave it alone
+                if self._rests[index]:
+                    # One lane of its own looks whether it is back, the others leave it alone.
                     if index != own or self._looked_at[index] + FIRST_REST_S > now:
                         continue
                     self._looked_at[index] = now

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 UNREPORTED = -1000.0  # log-probability of a label that an engine with a short list of tokens did not tell
+LEAST_REPORTED = UNREPORTED / 2  # whatever is not above this counts as not told
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from math import exp, fsum, log
 
 from labeling.engines.http import finite
-from labeling.engines.protocol import UNREPORTED, LabelCode
+from labeling.engines.protocol import LEAST_REPORTED, UNREPORTED, LabelCode
 from schemas.errors import EngineError, NoLabelTold, PromptTooLong
 
 ROUNDING = 1e-3
@@ -54,7 +54,7 @@ def label_log_probs(
     for text, log_prob in told.items():
         owner = _owner(text, codes)
         # vLLM says -9999 for "impossible": that is as good as not told.
-        if owner is not None and log_prob > UNREPORTED / 2:
+        if owner is not None and log_prob > LEAST_REPORTED:
             shares[owner].append(exp(log_prob))
     if not any(shares):
         likely = ", ".join(repr(text) for text in list(told)[:3])
