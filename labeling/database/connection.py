@@ -105,7 +105,13 @@ class Database:
         ):
             yield connection
             with self._gate.alone() if self._sqlite else nullcontext():
-                transaction.commit()
+                try:
+                    transaction.commit()
+                except BaseException:
+                    # Without this SQLAlchemy takes the connection for reset, and lends it again with the
+                    # transaction still open and the file locked.
+                    transaction.rollback()
+                    raise
 
     def close(self) -> None:
         self.engine.dispose()

@@ -88,10 +88,30 @@ def test_a_group_whose_commit_fails_is_told_so_and_nothing_of_it_is_stored(sqlit
     failures = [one.exception() for one in running]
     other_program.close()
 
-    assert [type(failure) for failure in failures] == [StorageError] * 3
+    assert ["kept the database locked" in str(failure) for failure in failures] == [True] * 3
     assert queue.decisions_of_round(clinic.db, 1) == []
     assert [act().repeated for act in acts] == [False] * 3
     assert chain.verify_chain(clinic.db) == []
+
+
+def test_a_failed_commit_leaves_neither_its_transaction_nor_its_lock_behind(sqlite_clinic: Clinic) -> None:
+    clinic = sqlite_clinic
+    ana = clinic.person("Ana").id
+    clinic.round(5)
+    (held,) = queue.prefetch(clinic.db, ana, count=1)
+    reader = sqlite3.connect(clinic.db.shown_as, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM decisions").fetchone()
+
+    with pytest.raises(StorageError, match="kept the database locked"):
+        decide(clinic, ana, held)()
+    reader.close()
+
+    writer = sqlite3.connect(clinic.db.shown_as, isolation_level=None, timeout=0)
+    writer.execute("BEGIN IMMEDIATE")
+    writer.close()
+    assert queue.decisions_of_round(clinic.db, 1) == []
+    assert decide(clinic, ana, held)().repeated is False
 
 
 def test_a_failure_of_the_file_fails_the_whole_group(sqlite_clinic: Clinic) -> None:
