@@ -6,10 +6,12 @@ one would win silently) and anything but plain data.
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
+from cronsim import CronSim, CronSimError
 from pydantic import ValidationError
 
 from labeling.paths import ProjectFolder
@@ -105,9 +107,29 @@ def parse_project(raw: bytes, name: str) -> Project:
             next_step="This project was made by a newer Countersign: update the program; nothing was changed.",
         )
     try:
-        return Project.model_validate(data)
+        project = Project.model_validate(data)
     except ValidationError as error:
         raise ManyProblems([_problem(name, entry) for entry in _first_causes(error.errors())]) from error
+    if problems := _never_come(project, name):
+        raise ManyProblems(problems)
+    return project
+
+
+def _never_come(project: Project, name: str) -> list[LabelingError]:
+    problems: list[LabelingError] = []
+    for key, cron in project.schedules.model_dump(exclude={"timezone"}, exclude_none=True).items():
+        try:
+            next(CronSim(cron, datetime.now(UTC)))
+        except (CronSimError, StopIteration) as error:
+            problems.append(
+                ProjectError(
+                    f"{name}: schedules.{key}",
+                    found=f"{cron!r} ({str(error).lower() or 'no such day'})",
+                    expected="minute, hour, day of the month, month and day of the week of a time that comes",
+                    next_step=f"Change 'schedules.{key}', e.g. to '0 22 * * *' for every night at ten.",
+                )
+            )
+    return problems
 
 
 def _first_causes(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -140,6 +162,9 @@ def _problem(name: str, entry: Mapping[str, Any]) -> LabelingError:
             f"{name}: {path}", found="nothing", expected="a value", next_step=f"Add the key {path!r}."
         )
     message = entry["msg"].removeprefix("Value error, ")
+    if not path:  # about several keys at once: it names them, and what they hold
+        found, _, expected = message.partition("; ")
+        return ProjectError(name, found=found, expected=expected, next_step="Change one of the two.")
     return ProjectError(f"{name}: {path}", found=shown, expected=message, next_step=f"Change {path!r}.")
 
 

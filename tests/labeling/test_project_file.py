@@ -217,3 +217,22 @@ def test_the_json_schema_names_every_section() -> None:
     assert schema["$schema"].endswith("2020-12/schema")
     assert {"name", "schema", "sources", "engine", "review", "quality"} <= set(schema["properties"])
     assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("cron", ["99 99 * * *", "0 0 30 2 *", "- - - - -"])
+def test_a_schedule_of_a_time_that_never_comes_is_refused(cron: str) -> None:
+    (problem,) = problems(SMALL + f"schedules: {{pre_annotate: '{cron}', gate_reminder: 0 8 * * mon-fri}}\n")
+
+    assert problem.path == "project.yaml: schedules.pre_annotate"
+    assert cron in problem.found
+    assert read(SMALL + "schedules: {pre_annotate: 0 0 29 2 *}\n").schedules.pre_annotate == "0 0 29 2 *"
+
+
+def test_a_route_to_no_source_says_which_sources_there_are() -> None:
+    (problem,) = problems(SMALL + "review: {routes: [{source: other.csv, pool: nurses}]}\n")
+
+    assert problem.path == "project.yaml"
+    assert (problem.found, problem.expected) == (
+        "a route for source 'other.csv'",
+        "the sources are records.csv",
+    )
