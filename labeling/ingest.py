@@ -7,6 +7,7 @@ Polars the first; Polars turns a lone surrogate into NUL. Text is never normalis
 import csv
 import hashlib
 import json
+import math
 import re
 import sqlite3
 import tempfile
@@ -561,6 +562,13 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
 
 
+def _finite(written: str) -> float:
+    number = float(written)
+    if math.isinf(number):
+        raise ValueError(f"{written[:40]} is beyond every number a computer holds")
+    return number
+
+
 def _json_row(number: int, line: bytes) -> SourceRow:
     raw = line[:RAW_BYTES]
     try:
@@ -570,7 +578,9 @@ def _json_row(number: int, line: bytes) -> SourceRow:
     if _depth(line) > MAX_DEPTH:
         return SourceRow(number, None, "nested too deep", f"over {MAX_DEPTH} levels", "flat rows", raw)
     try:
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        value = json.loads(
+            text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite
+        )
     except _DuplicateKey as error:
         return SourceRow(number, None, "duplicate key", f"key {str(error)!r} twice", "each key once", raw)
     except ValueError as error:

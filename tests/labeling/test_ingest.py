@@ -243,6 +243,7 @@ def test_a_utf16_file_is_refused_with_a_message_that_can_be_printed(source_of: M
         (b'{"text": "a \\u0000 b"}', "NUL character"),
         (b'{"text": "a", "text": "b"}', "duplicate key"),
         (b'{"text": NaN}', "broken JSON"),
+        (b'{"id": 1e999, "text": "a"}', "broken JSON"),
         (b'{"text": "cut off', "broken JSON"),
         (b'["text"]', "no object"),
         (b'{"text": 5}', "no text"),
