@@ -1,7 +1,11 @@
 """What the command line refuses before anything starts, and the exit codes that scripts look at."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -58,6 +62,30 @@ def test_a_number_that_means_nothing_is_wrong_usage(option: str) -> None:
 
     assert done.exit_code == 2, done.output
     assert options[-2] in done.output
+
+
+def test_ctrl_c_on_a_run_says_what_to_do_in_the_one_object_it_prints(project: str) -> None:
+    rows = "".join(f"message {number} about a bill\n" for number in range(2000))
+    (Path(project) / "records.csv").write_text("text\n" + rows, encoding="utf-8")
+    command = [str(Path(sys.executable).with_name("countersign")), "run", project, "--json"]
+
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A suite that runs in the background may have been told to ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as running:
+        assert running.stderr is not None
+        assert "Round 1" in running.stderr.readline()
+        os.killpg(running.pid, signal.SIGINT)
+        printed, _ = running.communicate(timeout=60)
+
+    (problem,) = json.loads(printed)["problems"]
+    assert running.returncode == 130
+    assert problem["found"] == "Ctrl-C" and "goes on where this one stopped" in problem["next"]
 
 
 def test_round_zero_is_no_goal_that_never_comes(project: str, monkeypatch: pytest.MonkeyPatch) -> None:
