@@ -62,6 +62,7 @@ class InstantEngine:
 
     context = 2048
     counts = True
+    measures_weights: bool = True
     control_marks: Sequence[str] = ()
 
     def __init__(self, slots: int) -> None:

@@ -75,7 +75,7 @@ def _start(
 class EmbeddedEngine(LlamaServer):
     """A completion model in this process. `close` ends it; so does the end of the process."""
 
-    digest_is_measured = True
+    measures_weights = True
 
     def __init__(self, model: Path, *, context: int, slots: int, threads: int | None) -> None:
         self._server, connection, version = _start(

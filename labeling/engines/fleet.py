@@ -41,6 +41,7 @@ class Fleet:
         self.context = min(member.context for member in members)
         self.counts = all(member.counts for member in members)
         self.tells = min((member.tells for member in members if member.tells is not None), default=None)
+        self.measures_weights = all(member.measures_weights for member in members)
         self.control_marks: Collection[str] = sorted(
             {mark for member in members for mark in member.control_marks}
         )

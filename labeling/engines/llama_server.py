@@ -86,7 +86,7 @@ class LlamaServer:
     counts = True
     tells: int | None = None
     control_marks: Collection[str] = ()  # tokenized here, with parse_special off
-    digest_is_measured = False  # of the very file that is served
+    measures_weights = False
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class LlamaServer:
         path = str(props.get("model_path") or "")
         model = str(props.get("model_alias") or path or "?").rsplit("/", 1)[-1]
         digest = self._digest
-        if not self.digest_is_measured:
+        if not self.measures_weights:
             told = _told_of_model(self._http)
             if digest == UNKNOWN:
                 digest = f"{UNKNOWN}-{content_hash({'model_path': path, **told})}"
@@ -142,9 +142,8 @@ class LlamaServer:
     def first_token(self, text: str) -> FirstToken:
         # After a colon, as a prompt's cue ends: alone, some models (Llama 2, Mistral 7B) put a space before any text.
         cue, both = self._pieces(CUE_END), self._pieces(CUE_END + text)
-        apart = both[: len(cue)] == cue and len(both) > len(
-            cue
-        )  # or the colon is one token with what follows
+        # The colon may be one token with what follows.
+        apart = both[: len(cue)] == cue and len(both) > len(cue)
         pieces = both[len(cue) :] if apart else self._pieces(text)
         if not pieces:
             raise self._no_tokens(text, "at least one token")

@@ -121,6 +121,7 @@ class OllamaServer:
 
     counts = False
     tells: int | None = TOP
+    measures_weights = True
 
     def __init__(self, connection: EngineConnection, *, model: str, context: int, slots: int | None) -> None:
         self._http, self._model = connection, model

@@ -47,6 +47,7 @@ class OpenAIServer:
 
     counts = False
     tells: int | None = TOP
+    measures_weights = False
     control_marks: Collection[str] = COMMON_MARKS
 
     def __init__(self, connection: EngineConnection, *, model: str, context: int, slots: int | None) -> None:

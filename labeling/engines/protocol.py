@@ -88,6 +88,7 @@ class Engine(Protocol):
     context: int  # tokens one request may use, prompt and answer together
     counts: bool  # tells the tokens of a text before it is sent
     tells: int | None  # how many tokens of the distribution it tells; None = any that is asked for
+    measures_weights: bool  # `identity().digest` is of the very file, not of what is said about it
     control_marks: Collection[str]  # texts that the engine would read as commands wherever they stand
 
     def identity(self) -> Identity:

@@ -133,6 +133,7 @@ class _Failing:
     """An engine whose third score raises what it was told to."""
 
     slots, context, counts = 2, 64, True
+    measures_weights: bool = True
     control_marks: Sequence[str] = ()
 
     def __init__(self, error: BaseException) -> None:

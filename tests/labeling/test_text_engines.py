@@ -922,6 +922,16 @@ def test_other_weights_than_the_project_names_fail_the_self_test(
         require(points)
 
 
+def test_weights_that_a_server_does_not_tell_are_not_said_to_be_as_set(scripted: ScriptedEngine) -> None:
+    engine = LlamaServer(EngineConnection(scripted.url, timeout_s=5), digest="5" * 64)
+
+    points = self_test(engine, prompt_for(engine), digest="5" * 64)
+
+    (point,) = [point for point in points if point.name == "weights"]
+    assert point.passed is None and "taken on trust" in point.sentence
+    require(points)
+
+
 @pytest.mark.parametrize("labels", [("alpha", "beta"), ("alpha", "Warranty", "beta")])
 def test_a_label_that_is_told_on_no_record_is_named(
     labels: tuple[str, ...], scripted: ScriptedEngine, project_folder: ProjectFactory
