@@ -11,7 +11,7 @@ import pyarrow as pa
 from labeling.closing import changed_since
 from labeling.database import chain, rounds
 from labeling.database.connection import Database
-from labeling.database.queue import decisions_of_round
+from labeling.database.queue import decisions_of_round, texts_shown
 from labeling.flagged import load_findings
 from labeling.paths import ProjectFolder
 from labeling.quality import gold_rows
@@ -204,6 +204,7 @@ def verify(project: Project, folder: ProjectFolder, db: Database, *, release: st
     problems += _missing_tables(project, folder, db)
     problems += chain.verify_chain(db, expected_heads=heads)
     problems += _verify_addressed(folder)
+    problems += _verify_shown(project, folder, db)
     return [*problems, *_verify_gold(project, folder), *_verify_decisions(project, folder, db)]
 
 
@@ -257,6 +258,27 @@ def _verify_release(release: Path, manifest: dict[str, Any], exported: dict[str,
     if exported.get(f"release:{release.name}") != sha256_of(release / "manifest.json"):
         problems.append(f"{release / 'manifest.json'}: not the manifest that the audit chain committed to")
     return problems
+
+
+def _verify_shown(project: Project, folder: ProjectFolder, db: Database) -> list[str]:
+    """The texts in the review queue against the records: what people read is what is exported."""
+    records = records_table(project, folder)
+    if not records.exists or records.verify():
+        return []
+    shown = {number: texts_shown(db, number) for number in rounds.round_numbers(db)}
+    problems = []
+    for _, frame in records.stream(["record_id", "text_sha256"]):
+        for record_id, sha in frame.iter_rows():
+            for number, texts in shown.items():
+                if texts.pop(record_id, {sha}) != {sha}:
+                    problems.append(
+                        f"round {number}, record {record_id}: people are shown another text than its own"
+                    )
+    return problems + [
+        f"round {number}, record {record_id}: in the queue, but no record of the project"
+        for number, texts in shown.items()
+        for record_id in sorted(texts)
+    ]
 
 
 def _verify_gold(project: Project, folder: ProjectFolder) -> list[str]:

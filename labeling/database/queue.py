@@ -478,6 +478,19 @@ def decisions_of_round(db: Database, number: int) -> list[dict[str, Any]]:
     return [_as_annotation(row) for row in rows]
 
 
+def texts_shown(db: Database, number: int) -> dict[str, set[str]]:
+    """SHA-256 of every text that people of a round are shown or decided on, by record; one each if all is whole."""
+    item, shown = tables.queue_items.c, dict[str, set[str]]()
+    texts = select(item.record_id, item.text, item.text_sha256).where(item.round == number)
+    decided = select(_row.record_id, _row.text_sha256).where(_row.round == number).distinct()
+    with db.read() as conn:
+        for record_id, text, told in conn.execute(texts, execution_options={"yield_per": 1000}):
+            shown.setdefault(record_id, set()).update((text_sha256(text), told))
+        for record_id, told in conn.execute(decided):
+            shown.setdefault(record_id, set()).add(told)
+    return shown
+
+
 def comment(db: Database, annotator_id: str, assignment_id: int, text: str) -> int:
     """Write a comment on a record one has been given; adjudicators read it. Returns the audit seq."""
     said = text.strip()

@@ -457,6 +457,31 @@ def test_an_edited_decision_is_found(copy_of_worked: Loop) -> None:
 @pytest.mark.parametrize(
     ("statement", "said"),
     [
+        (
+            "UPDATE queue_items SET text = 'Another.' WHERE id = 3",
+            "people are shown another text than its own",
+        ),
+        (
+            "UPDATE queue_items SET text_sha256 = 'ab' WHERE id = 3",
+            "people are shown another text than its own",
+        ),
+        (
+            "UPDATE queue_items SET record_id = 'r-0' WHERE id = 3",
+            "r-0: in the queue, but no record of the project",
+        ),
+    ],
+)
+def test_a_text_in_the_queue_that_is_not_the_records_is_found(
+    statement: str, said: str, copy_of_worked: Loop
+) -> None:
+    edit_database(copy_of_worked, statement)
+
+    assert any(said in problem for problem in problems(copy_of_worked))
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
         ("UPDATE audit SET actor = 'a-000000' WHERE seq = 30", "audit 30: the entry was changed"),
         ("UPDATE audit SET payload = '{}' WHERE seq = 30", "audit 30: the payload was changed"),
         ("UPDATE audit SET payload = 'no json' WHERE seq = 30", "audit 30: the payload was changed"),
