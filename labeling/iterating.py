@@ -17,13 +17,13 @@ from labeling.cascade import batch_of, fit_student_confidence, left_to_student, 
 from labeling.engines.protocol import Engine
 from labeling.intervals import mcnemar_exact, paired_gain, wilson
 from labeling.paths import ProjectFolder
-from labeling.prompts import Exemplar, Prompt, bind, only_text, prompt_of
+from labeling.prompts import Exemplar, Prompt, bind, only_text
 from labeling.record_store import Vectors, record_ids, rows_of, texts_of
 from labeling.score_store import ScoreStore, register
 from labeling.setup import bound_prompts, load_plan, try_prompts
 from labeling.storage import read_json, write_bytes, write_json
 from labeling.students import StackFit, fit_stack
-from labeling.suggesting import Suggester, load_suggestions
+from labeling.suggesting import Suggester, load_suggestions, planned_prompt
 from schemas.plan import Cascade, Plan
 from schemas.project import Project
 
@@ -98,14 +98,12 @@ def _prompt_trials(
 ) -> tuple[Prompt, list[Prompt]]:
     """The prompt in use, and those to try against it: files changed or added since, and the same with exemplars."""
     bound = bound_prompts(project, folder, engine)
-    used = read_json(folder.prompts_used / f"{before.prompt_id}.json")
-    in_use = next((prompt for prompt in bound if prompt.prompt_id == before.prompt_id), None)
-    if in_use is None:
-        in_use = prompt_of(used)
+    as_written = planned_prompt(project, folder, before)
+    in_use = next((prompt for prompt in bound if prompt.prompt_id == before.prompt_id), as_written)
     seen = {candidate["prompt_id"] for candidate in load_plan(folder, 1).candidates} | {before.prompt_id}
     seen |= {candidate.get("prompt_id") for candidate in before.candidates}
     trials = [prompt for prompt in bound if prompt.prompt_id not in seen]
-    if project.prompts.exemplars and not in_use.exemplars and used["template_source"]:
+    if project.prompts.exemplars and not in_use.exemplars and in_use.template.source:
         exemplars = balanced_exemplars(
             known, project.label_schema.names, project.prompts.exemplars, control_marks=engine.control_marks
         )
