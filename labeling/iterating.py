@@ -17,7 +17,7 @@ from labeling.cascade import batch_of, fit_student_confidence, left_to_student, 
 from labeling.engines.protocol import Engine
 from labeling.intervals import mcnemar_exact, paired_gain, wilson
 from labeling.paths import ProjectFolder
-from labeling.prompts import Exemplar, Prompt, bind, only_text
+from labeling.prompts import Exemplar, Prompt, bind, only_text, spelled_by
 from labeling.record_store import Vectors, record_ids, rows_of, texts_of
 from labeling.score_store import ScoreStore, register
 from labeling.setup import bound_prompts, load_plan, try_prompts
@@ -98,9 +98,10 @@ def _prompt_trials(
 ) -> tuple[Prompt, list[Prompt]]:
     """The prompt in use, and those to try against it: files changed or added since, and the same with exemplars."""
     bound = bound_prompts(project, folder, engine)
-    as_written = planned_prompt(project, folder, before)
-    in_use = next((prompt for prompt in bound if prompt.prompt_id == before.prompt_id), as_written)
-    seen = {candidate["prompt_id"] for candidate in load_plan(folder, 1).candidates} | {before.prompt_id}
+    # Another model may be at hand than the plan was made for, and spell the labels with other tokens.
+    in_use = spelled_by(planned_prompt(project, folder, before), engine.first_token) or bound[0]
+    in_use = next((prompt for prompt in bound if prompt.prompt_id == in_use.prompt_id), in_use)
+    seen = {candidate["prompt_id"] for candidate in load_plan(folder, 1).candidates} | {in_use.prompt_id}
     seen |= {candidate.get("prompt_id") for candidate in before.candidates}
     trials = [prompt for prompt in bound if prompt.prompt_id not in seen]
     if project.prompts.exemplars and not in_use.exemplars and in_use.template.source:

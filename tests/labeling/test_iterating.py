@@ -1,10 +1,13 @@
 """What a round taught goes into the next; the slice teaches nothing to anybody."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rounds_of_work import Loop
+from scripted_engine import ScriptedEngine, code_id
 
+from labeling.engines.opening import connect_engine
 from labeling.iterating import Lesson, _prompt_trials, balanced_exemplars, lesson, make_plan, slice_accuracy
 from labeling.prompts import prompt_of
 from labeling.reviewing import settled_values
@@ -186,6 +189,34 @@ def test_a_prompt_is_rebuilt_from_what_was_written_down_whatever_became_of_its_f
 
     assert again.prompt_id == plan.prompt_id == bound.prompt_id
     assert again.around("x") == bound.around("x")
+
+
+class OtherTokens(ScriptedEngine):
+    """The same model behind a tokenizer that numbers its tokens otherwise."""
+
+    def tokenize(self, body: dict[str, Any]) -> dict[str, Any]:
+        ids = super().tokenize(body)["tokens"]
+        self._pieces.update({number + 7: self._pieces.get(number, "") for number in ids})
+        self._codes = [code_id(label) + 7 for label in self.labels]
+        return {"tokens": [number + 7 for number in ids]}
+
+
+def test_a_model_with_another_tokenizer_is_asked_for_its_own_label_tokens(new_loop: type[Loop]) -> None:
+    loop = new_loop(prompts={"files": ["builtin:plain"], "exemplars": 0})
+    loop.setup()
+    loop.whole_round(1)
+    with OtherTokens() as other:
+        settings = loop.project.engine.model_copy(update={"endpoints": (other.url,)})
+        loop.project = loop.project.model_copy(update={"engine": settings})
+        loop.engine.close()
+        loop.engine = connect_engine(loop.project)
+
+        plan = loop.iterate(1)
+
+        assert plan.candidates == (), "the same prompt, spelled for another model, is no change of it"
+        used = prompt_of(read_json(loop.folder.prompts_used / f"{plan.prompt_id}.json"))
+        assert [code.token_id for code in used.codes] == other._codes
+        assert loop.suggest(2)["rejected"] == 0
 
 
 # -- plan and gain ---------------------------------------------------------------------------------------------------
