@@ -145,10 +145,10 @@ def _try_prompts(
     *,
     on_record: Callable[[], None] | None,
 ) -> tuple[Prompt, list[dict[str, Any]]]:
-    """Each trial against the prompt in use, on reviewed records that none of its exemplars is among."""
+    """Each trial against the prompt in use, on reviewed records that are an exemplar in neither."""
     chosen, report = current, []
     for trial in trials:
-        shown = {exemplar.record_id for exemplar in trial.exemplars}
+        shown = {exemplar.record_id for exemplar in (*trial.exemplars, *chosen.exemplars)}
         held_out = [index for index in range(len(known.ids)) if known.ids[index] not in shown][:HELD_OUT_MOST]
         if not held_out:
             continue
@@ -247,6 +247,9 @@ def _learned(
     scores, mass = store.matrix(known.ids)
     if scores.shape[1] != len(labels):
         scores = np.full((len(known.ids), len(labels)), np.nan)
+    # The prompt tells the labels of its exemplars: what the model then says of those records teaches nothing.
+    shown = [record_id in base.exemplar_ids for record_id in known.ids]
+    scores[shown], mass[shown] = np.nan, np.nan
     have: npt.NDArray[np.bool_] = np.asarray(np.isfinite(scores).all(axis=1), dtype=np.bool_)
     batch = batch_of(project, folder, store)
     rows = store.rows(["record_id", "log_probs"])

@@ -9,10 +9,11 @@ from scripted_engine import ScriptedEngine, code_id
 
 from labeling.engines.opening import connect_engine
 from labeling.iterating import Lesson, _prompt_trials, balanced_exemplars, lesson, make_plan, slice_accuracy
-from labeling.prompts import prompt_of
+from labeling.prompts import bind, prompt_of
 from labeling.reviewing import settled_values
-from labeling.setup import bound_prompts, load_plan
-from labeling.storage import read_json
+from labeling.score_store import register
+from labeling.setup import bound_prompts, load_plan, try_prompts
+from labeling.storage import read_json, write_json
 from schemas.plan import Plan
 
 
@@ -129,6 +130,29 @@ def test_a_trial_with_exemplars_is_not_judged_on_its_own_exemplars(worked: Loop)
 
     assert trial["n"] == 44 - trial["exemplars"]
     assert trial["ships"] is (trial["p"] < 0.05)
+
+
+def test_a_prompt_in_use_is_not_judged_on_its_own_exemplars_either(copy_of_worked: Loop) -> None:
+    loop = copy_of_worked
+    known = lesson(loop.project, loop.folder, settled_values(loop.project, loop.folder, 3))
+    (bare,) = bound_prompts(loop.project, loop.folder, loop.engine)
+    exemplars = balanced_exemplars(known, loop.project.label_schema.names, 6)
+    in_use = bind(bare.template, loop.project, bare.codes, exemplars)
+    store = register(loop.project, loop.folder, loop.engine, in_use)
+    texts = dict(zip(known.ids, known.texts, strict=True))
+    list(try_prompts(loop.project, loop.folder, loop.engine, [in_use], known.ids, texts))
+    plan = load_plan(loop.folder, 2).model_copy(update={"prompt_id": store.prompt_id})
+    write_json(loop.folder.round(2).plan, plan.model_dump())
+    (loop.folder.root / "new.jinja").write_text("Labels: alpha, beta.\nText: {{ text }}\nLabel:")
+    files = loop.project.prompts.model_copy(update={"files": ("new.jinja",)})
+    loop.project = loop.project.model_copy(update={"prompts": files})
+
+    after = loop.iterate(2)
+
+    (trial,) = after.candidates
+    assert trial["n"] == len(known.ids) - 6
+    assert trial["ships"] is False and after.prompt_id == in_use.prompt_id
+    assert f"chosen on {len(known.ids) - 6} reviewed records" in after.sentences[1]
 
 
 # -- prompts ---------------------------------------------------------------------------------------------------------
