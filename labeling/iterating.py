@@ -101,8 +101,8 @@ def _prompt_trials(
     # Another model may be at hand than the plan was made for, and spell the labels with other tokens.
     in_use = spelled_by(planned_prompt(project, folder, before), engine.first_token) or bound[0]
     in_use = next((prompt for prompt in bound if prompt.prompt_id == in_use.prompt_id), in_use)
-    seen = {candidate["prompt_id"] for candidate in load_plan(folder, 1).candidates} | {in_use.prompt_id}
-    seen |= {candidate.get("prompt_id") for candidate in before.candidates}
+    plans = [before, *(load_plan(folder, number) for number in range(1, before.round))]
+    seen = {candidate["prompt_id"] for plan in plans for candidate in plan.candidates} | {in_use.prompt_id}
     trials = [prompt for prompt in bound if prompt.prompt_id not in seen]
     if project.prompts.exemplars and not in_use.exemplars and in_use.template.source:
         exemplars = balanced_exemplars(

@@ -188,6 +188,18 @@ def test_a_changed_prompt_file_is_a_new_version_that_has_to_prove_itself(new_loo
     assert "stays" in plan.sentences[0] and "(changed file)" in plan.sentences[0]
 
 
+def test_a_prompt_that_was_tried_in_any_round_is_not_tried_again(new_loop: type[Loop]) -> None:
+    loop = started(new_loop)
+    write_prompt(loop, "Labels: alpha or beta.\nText: {{ text }}\nLabel:")
+    second = planned_again(loop)
+    assert len(second.candidates) == 1
+    third = second.model_copy(update={"round": 3, "candidates": ()})
+    known = lesson(loop.project, loop.folder, settled_values(loop.project, loop.folder, 2))
+
+    for before in (second, third):
+        assert _prompt_trials(loop.project, loop.folder, loop.engine, before, known)[1] == []
+
+
 def test_a_prompt_that_proves_better_replaces_the_old_one(new_loop: type[Loop]) -> None:
     loop = new_loop(prompts={"files": ["mine.jinja"], "exemplars": 0})
     # The engine looks for the record after "Text: "; here it finds the label word of the prompt in every record.
