@@ -21,9 +21,11 @@ from labeling.prompts import Exemplar, Prompt, bind, only_text, spelled_by
 from labeling.record_store import Vectors, record_ids, rows_of, texts_of
 from labeling.score_store import ScoreStore, register
 from labeling.setup import bound_prompts, load_plan, try_prompts
-from labeling.storage import read_json, write_bytes, write_json
+from labeling.storage import Table, read_json, write_bytes, write_json
 from labeling.students import StackFit, fit_stack
 from labeling.suggesting import Suggester, load_suggestions, planned_prompt
+from schemas import tables
+from schemas.errors import StorageError
 from schemas.plan import Cascade, Plan
 from schemas.project import Project
 
@@ -91,6 +93,21 @@ def make_plan(
     write_json(folder.round(number).plan, final.model_dump())
     write_bytes(folder.round(number).plan.with_suffix(".md"), plan_text(final).encode())
     return final
+
+
+def require_no_drafts(project: Project, folder: ProjectFolder, number: int) -> None:
+    """A plan stands once drafts were made with it.
+
+    Raises:
+        StorageError: round `number` has drafts; under another plan its table and its report would tell of two.
+    """
+    if Table(folder.round(number).suggestions, tables.suggestions(project.label_schema.task)).exists:
+        raise StorageError(
+            f"plan of round {number}",
+            found="drafts that were made with it",
+            expected="a round without drafts, whose plan can still change",
+            next_step=f"Finish round {number}: what was changed since is tried when the round after it is planned.",
+        )
 
 
 def _prompt_trials(

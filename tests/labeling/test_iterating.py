@@ -8,13 +8,23 @@ from rounds_of_work import Loop
 from scripted_engine import ScriptedEngine, code_id
 
 from labeling.engines.opening import connect_engine
-from labeling.iterating import Lesson, _prompt_trials, balanced_exemplars, lesson, make_plan, slice_accuracy
+from labeling.iterating import (
+    Lesson,
+    _prompt_trials,
+    balanced_exemplars,
+    lesson,
+    make_plan,
+    require_no_drafts,
+    slice_accuracy,
+)
 from labeling.prompts import bind, prompt_of
 from labeling.reviewing import settled_values
 from labeling.score_store import register
 from labeling.setup import bound_prompts, load_plan, try_prompts
 from labeling.storage import read_json, write_json
+from schemas.errors import StorageError
 from schemas.plan import Plan
+from tasks.reviewing import plan_next
 
 
 def drawn(loop: Loop) -> set[str]:
@@ -265,6 +275,17 @@ def test_the_plan_is_written_for_people_too(worked: Loop) -> None:
     assert page.startswith("# Plan of round 2")
     assert all(f"- {sentence}" in page for sentence in plan.sentences)
     assert plan.prompt_id in page and plan.identity_id in page
+
+
+def test_a_plan_that_drafts_were_made_with_is_not_made_anew(copy_of_worked: Loop) -> None:
+    loop = copy_of_worked
+    before = loop.folder.round(2).plan.read_bytes()
+
+    with pytest.raises(StorageError, match="Finish round 2"):
+        plan_next.fn(str(loop.folder.root), 1)
+
+    assert loop.folder.round(2).plan.read_bytes() == before
+    require_no_drafts(loop.project, loop.folder, 3)
 
 
 def test_the_same_round_teaches_the_same_plan(copy_of_worked: Loop) -> None:
