@@ -4,20 +4,26 @@ from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
+from prefect.runtime import flow_run
 
 from flows.parameters import SetupRun
 from labeling.database import rounds
+from labeling.database.connection import Database
 from labeling.database.opening import project_database
 from labeling.project_file import load_project
+from labeling.setup import setup_stands
+from labeling.status import setup_passed
 from labeling.storage import read_json
-from schemas.review import Verdict
+from schemas.values import canonical_json
 from tasks.preparation import embed_records, ingest_sources, measure, queue_setup_sample
 
 
 @flow(name="setup", persist_result=True)
 def setup(run: SetupRun) -> dict[str, Any]:
     """Reads what is new in the sources, draws the sample and puts it before people. Once they have labelled it, tries
-    every prompt on it; the best is held against the threshold with its interval.
+    every prompt on it; the best is held against the threshold with its interval. As long as that has not passed, each
+    run measures anew (more may be labelled, prompts or model may have changed; what was asked before is not asked
+    again), and so does a run of this flow's own until there are drafts.
 
     Returns what the phase waits for, if anything: the sample, or a lead's word on a gate that was not passed.
     """
@@ -29,19 +35,27 @@ def setup(run: SetupRun) -> dict[str, Any]:
     if sample["missing"]:
         waiting = f"{sample['missing']} sample records to be labelled blind"
         return {"phase": "setup", "round": 1, "state": "waiting", "waiting_for": [waiting], **counts}
-    figures = read_json(folder.round(1).setup) if folder.round(1).setup.is_file() else measure(project)
+    with project_database(loaded, folder, rehearsal=rehearsal) as db:
+        passed = setup_passed(folder, db)
+    within_pipeline = flow_run.parent_flow_run_id is not None
+    stands = setup_stands(loaded, folder) or (passed and within_pipeline)
+    figures = read_json(folder.round(1).setup) if stands else measure(project)
     _show(loaded.name, figures)
     with project_database(loaded, folder, rehearsal=rehearsal) as db:
-        passed = figures["verdict"] == "pass"
-        if not passed:
-            record = rounds.gate_record(db, "setup", 1)
-            if record is None:
-                rounds.open_gate(db, "setup", 1, figures)
-            passed = record is not None and record.verdict is Verdict.APPROVE
+        if figures["verdict"] != "pass":
+            _ask_for_a_word(db, figures)
+        passed = setup_passed(folder, db)
     state = {"phase": "setup", "round": 1, "figures": figures, **counts}
     if passed:
         return {**state, "state": "done", "waiting_for": []}
     return {**state, "state": "waiting", "waiting_for": [f"the setup gate: {figures['sentence']}"]}
+
+
+def _ask_for_a_word(db: Database, figures: dict[str, Any]) -> None:
+    """Opens the gate; again where it was decided on other figures."""
+    events = rounds.gate_events(db, "setup", 1)
+    if not events or canonical_json(events[-1]["figures"]) != canonical_json(figures):
+        rounds.open_gate(db, "setup", 1, figures)
 
 
 def _show(name: str, figures: dict[str, Any]) -> None:

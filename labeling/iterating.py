@@ -17,13 +17,15 @@ from labeling.cascade import batch_of, fit_student_confidence, left_to_student, 
 from labeling.engines.protocol import Engine
 from labeling.intervals import mcnemar_exact, paired_gain, wilson
 from labeling.paths import ProjectFolder
-from labeling.prompts import Exemplar, Prompt, bind, only_text, prompt_of
+from labeling.prompts import Exemplar, Prompt, bind, only_text, spelled_by
 from labeling.record_store import Vectors, record_ids, rows_of, texts_of
 from labeling.score_store import ScoreStore, register
 from labeling.setup import bound_prompts, load_plan, try_prompts
-from labeling.storage import read_json, write_bytes, write_json
+from labeling.storage import Table, read_json, write_bytes, write_json
 from labeling.students import StackFit, fit_stack
-from labeling.suggesting import Suggester, load_suggestions
+from labeling.suggesting import Suggester, load_suggestions, planned_prompt
+from schemas import tables
+from schemas.errors import StorageError
 from schemas.plan import Cascade, Plan
 from schemas.project import Project
 
@@ -93,19 +95,33 @@ def make_plan(
     return final
 
 
+def require_no_drafts(project: Project, folder: ProjectFolder, number: int) -> None:
+    """A plan stands once drafts were made with it.
+
+    Raises:
+        StorageError: round `number` has drafts; under another plan its table and its report would tell of two.
+    """
+    if Table(folder.round(number).suggestions, tables.suggestions(project.label_schema.task)).exists:
+        raise StorageError(
+            f"plan of round {number}",
+            found="drafts that were made with it",
+            expected="a round without drafts, whose plan can still change",
+            next_step=f"Finish round {number}: what was changed since is tried when the round after it is planned.",
+        )
+
+
 def _prompt_trials(
     project: Project, folder: ProjectFolder, engine: Engine, before: Plan, known: Lesson
 ) -> tuple[Prompt, list[Prompt]]:
     """The prompt in use, and those to try against it: files changed or added since, and the same with exemplars."""
     bound = bound_prompts(project, folder, engine)
-    used = read_json(folder.prompts_used / f"{before.prompt_id}.json")
-    in_use = next((prompt for prompt in bound if prompt.prompt_id == before.prompt_id), None)
-    if in_use is None:
-        in_use = prompt_of(used)
-    seen = {candidate["prompt_id"] for candidate in load_plan(folder, 1).candidates} | {before.prompt_id}
-    seen |= {candidate.get("prompt_id") for candidate in before.candidates}
+    # Another model may be at hand than the plan was made for, and spell the labels with other tokens.
+    in_use = spelled_by(planned_prompt(project, folder, before), engine.first_token) or bound[0]
+    in_use = next((prompt for prompt in bound if prompt.prompt_id == in_use.prompt_id), in_use)
+    plans = [before, *(load_plan(folder, number) for number in range(1, before.round))]
+    seen = {candidate["prompt_id"] for plan in plans for candidate in plan.candidates} | {in_use.prompt_id}
     trials = [prompt for prompt in bound if prompt.prompt_id not in seen]
-    if project.prompts.exemplars and not in_use.exemplars and used["template_source"]:
+    if project.prompts.exemplars and not in_use.exemplars and in_use.template.source:
         exemplars = balanced_exemplars(
             known, project.label_schema.names, project.prompts.exemplars, control_marks=engine.control_marks
         )
@@ -146,10 +162,10 @@ def _try_prompts(
     *,
     on_record: Callable[[], None] | None,
 ) -> tuple[Prompt, list[dict[str, Any]]]:
-    """Each trial against the prompt in use, on reviewed records that none of its exemplars is among."""
+    """Each trial against the prompt in use, on reviewed records that are an exemplar in neither."""
     chosen, report = current, []
     for trial in trials:
-        shown = {exemplar.record_id for exemplar in trial.exemplars}
+        shown = {exemplar.record_id for exemplar in (*trial.exemplars, *chosen.exemplars)}
         held_out = [index for index in range(len(known.ids)) if known.ids[index] not in shown][:HELD_OUT_MOST]
         if not held_out:
             continue
@@ -248,6 +264,9 @@ def _learned(
     scores, mass = store.matrix(known.ids)
     if scores.shape[1] != len(labels):
         scores = np.full((len(known.ids), len(labels)), np.nan)
+    # The prompt tells the labels of its exemplars: what the model then says of those records teaches nothing.
+    shown = [record_id in base.exemplar_ids for record_id in known.ids]
+    scores[shown], mass[shown] = np.nan, np.nan
     have: npt.NDArray[np.bool_] = np.asarray(np.isfinite(scores).all(axis=1), dtype=np.bool_)
     batch = batch_of(project, folder, store)
     rows = store.rows(["record_id", "log_probs"])

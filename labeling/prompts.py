@@ -279,6 +279,13 @@ def label_codes(
     return tuple(codes)
 
 
+def spelled_by(prompt: Prompt, first_token: Callable[[str], FirstToken]) -> Prompt | None:
+    """The same prompt with its label tokens as the model at hand has them, which may be another than it was made for;
+    None where that one cannot tell the labels apart by them."""
+    codes = tuple(_code(code.label, code.text, first_token) for code in prompt.codes)
+    return replace(prompt, codes=codes) if _told_apart(codes) else None
+
+
 def _told_apart(codes: Sequence[LabelCode]) -> bool:
     """Whether no two codes begin alike and none begins with a part of a character, which engines cannot tell."""
     if len({_start(code) for code in codes}) < len(codes) or any("\ufffd" in code.token for code in codes):

@@ -29,8 +29,9 @@ from labeling.prompts import Prompt, bind, label_codes, load_template
 from labeling.record_store import record_ids, rows_of, texts_of
 from labeling.score_store import ScoreStore, register, score_missing
 from labeling.selection import self_test_sample, simple_random_sample
-from labeling.storage import read_json, write_json
+from labeling.storage import Table, read_json, write_json
 from labeling.suggesting import Suggester
+from schemas import tables
 from schemas.errors import SourceError
 from schemas.plan import Plan
 from schemas.project import Project
@@ -414,6 +415,12 @@ def save_setup(folder: ProjectFolder, plan: Plan, figures: dict[str, Any]) -> No
     """Writes the plan of round 1 and the figures of the setup."""
     write_json(folder.round(1).setup, figures)
     write_json(folder.round(1).plan, plan.model_dump())
+
+
+def setup_stands(project: Project, folder: ProjectFolder) -> bool:
+    """Whether the setup can no longer be measured anew: drafts of round 1 were made with its plan."""
+    drafts = Table(folder.round(1).suggestions, tables.suggestions(project.label_schema.task))
+    return folder.round(1).setup.is_file() and drafts.exists
 
 
 def load_plan(folder: ProjectFolder, number: int) -> Plan:

@@ -26,7 +26,7 @@ class Position:
 
 def position(project: Project, folder: ProjectFolder, db: Database) -> Position:
     """The first phase that is not done, from the first round on; done phases are never repeated."""
-    if not folder.round(1).plan.is_file() or not _setup_passed(folder, db):
+    if not folder.round(1).plan.is_file() or not setup_passed(folder, db):
         return Position("setup", 1, _setup_waits(folder, db))
     number = 1
     while True:
@@ -36,7 +36,8 @@ def position(project: Project, folder: ProjectFolder, db: Database) -> Position:
         number += 1
 
 
-def _setup_passed(folder: ProjectFolder, db: Database) -> bool:
+def setup_passed(folder: ProjectFolder, db: Database) -> bool:
+    """Whether the drafts are good enough by their figures or by a lead's word."""
     if not folder.round(1).setup.is_file():
         return False
     if read_json(folder.round(1).setup)["verdict"] == "pass":

@@ -13,12 +13,13 @@ from labeling.calibration import BatchCalibration, CorrectnessModel, Metric, ent
 from labeling.cascade import batch_of, student_confidence
 from labeling.neighbours import nearest, vote_shares
 from labeling.paths import ProjectFolder
+from labeling.prompts import Prompt, prompt_of
 from labeling.record_store import Vectors, stream_records
 from labeling.score_store import ScoreStore
-from labeling.storage import Table
+from labeling.storage import Table, read_json
 from labeling.students import Stack
 from schemas import tables
-from schemas.errors import StorageError
+from schemas.errors import ProjectError, StorageError
 from schemas.plan import Plan
 from schemas.project import Project
 
@@ -125,6 +126,26 @@ class Suggester:
         return Proposal(probabilities, raw, mass, confidence, usable, features, evidence)
 
 
+def planned_prompt(project: Project, folder: ProjectFolder, plan: Plan) -> Prompt:
+    """The prompt of a plan.
+
+    Raises:
+        ProjectError: the project's labels are not the prompt's, in the same order: its scores would be read as those of
+            other labels.
+    """
+    prompt = prompt_of(read_json(folder.prompts_used / f"{plan.prompt_id}.json"))
+    asked = tuple(code.label for code in prompt.codes)
+    if asked != project.label_schema.names:
+        raise ProjectError(
+            "schema.labels",
+            found=", ".join(project.label_schema.names),
+            expected=f"{', '.join(asked)}, as the plan of round {plan.round} was made with",
+            next_step="Put them back. Until round 1 has drafts, a run of the setup flow plans with other labels; "
+            "afterwards they need a new project.",
+        )
+    return prompt
+
+
 def write_suggestions(
     project: Project,
     folder: ProjectFolder,
@@ -138,6 +159,7 @@ def write_suggestions(
     Interrupted, it goes on after the parts already there: the same scores and plan give the same parts.
     """
     number = plan.round
+    planned_prompt(project, folder, plan)
     store = ScoreStore(project, folder, identity_id=plan.identity_id, prompt_id=plan.prompt_id)
     task = project.label_schema.task
     layout = tables.suggestions(task)

@@ -8,12 +8,11 @@ from prefect import get_run_logger, task
 from labeling.cascade import left_to_student
 from labeling.engines.sharing import shared_engine
 from labeling.project_file import load_project
-from labeling.prompts import prompt_of
 from labeling.record_store import Vectors, record_ids, stream_records
 from labeling.score_store import CHOSEN, register, score_missing
 from labeling.setup import keep_self_test, load_plan
-from labeling.storage import project_lock, read_json
-from labeling.suggesting import write_suggestions
+from labeling.storage import project_lock
+from labeling.suggesting import planned_prompt, write_suggestions
 from schemas.errors import IdentityChanged
 from tasks.progress import Progress
 from tasks.retrying import ALWAYS, RETRY
@@ -31,7 +30,7 @@ def score_for_a_while(project_path: str, round_number: int) -> dict[str, Any]:
     project, folder = load_project(project_path)
     plan = load_plan(folder, round_number)
     engine = shared_engine(project)
-    prompt = prompt_of(read_json(folder.prompts_used / f"{plan.prompt_id}.json"))
+    prompt = planned_prompt(project, folder, plan)
     started = time.monotonic()
     with project_lock(folder.lock, "pre-annotation"):
         store = register(project, folder, engine, prompt)

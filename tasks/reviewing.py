@@ -7,7 +7,7 @@ from prefect import task
 from labeling.database import rounds
 from labeling.database.opening import project_database
 from labeling.engines.sharing import shared_engine
-from labeling.iterating import make_plan
+from labeling.iterating import make_plan, require_no_drafts
 from labeling.project_file import load_project
 from labeling.quality import settle, start_quality
 from labeling.record_store import Vectors
@@ -70,6 +70,7 @@ def release(project_path: str, round_number: int) -> dict[str, Any]:
 def plan_next(project_path: str, round_number: int) -> list[str]:
     """Learns from everything settled so far; writes the plan of the next round; returns it in sentences."""
     project, folder = load_project(project_path)
+    require_no_drafts(project, folder, round_number + 1)
     engine = shared_engine(project)
     progress = Progress("records asked with candidate prompts", None, key=f"{project.name}-iterate")
     with project_lock(folder.lock, "iteration"):

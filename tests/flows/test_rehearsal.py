@@ -9,6 +9,9 @@ import polars as pl
 import pytest
 from small_projects import RELEASE_FILES
 
+from labeling.paths import ProjectFolder
+from labeling.storage import read_json
+
 
 @pytest.fixture(scope="module")
 def outcome(installation: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, Any]]:
@@ -171,3 +174,22 @@ def test_run_until_a_phase_that_is_done_runs_nothing(installation: Any, lettered
 
     assert (answer["phase"], answer["state"]) == ("setup", "done")
     assert sum(engine.asked.values()) == asked
+
+
+def test_a_setup_that_did_not_pass_is_measured_anew_when_more_of_it_is_labelled(
+    installation: Any, lettered: Callable[..., Any]
+) -> None:
+    root, engine = lettered(120, setup={"sample": 20, "threshold": 0.75})
+    file, setup = root / "project.yaml", ProjectFolder(root).round(1).setup
+    file.write_text(file.read_text().replace("  id: id\n", "  id: id\n  gold: label\n"))
+    _, answer = installation.command("run", root, check=3)
+    assert "raise setup.sample" in answer["waiting_for"][0]
+    assert read_json(setup)["accuracy"]["n"] == 20
+    asked = dict(engine.asked)
+
+    file.write_text(file.read_text().replace("sample: 20", "sample: 90"))
+    _, answer = installation.command("run", root, check=3)
+
+    assert read_json(setup)["accuracy"]["n"] == 90
+    assert answer["phase"] == "review"
+    assert all(engine.asked[text] == count for text, count in asked.items()), "nothing is asked twice"

@@ -1,16 +1,30 @@
 """What a round taught goes into the next; the slice teaches nothing to anybody."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rounds_of_work import Loop
+from scripted_engine import ScriptedEngine, code_id
 
-from labeling.iterating import Lesson, _prompt_trials, balanced_exemplars, lesson, make_plan, slice_accuracy
-from labeling.prompts import prompt_of
+from labeling.engines.opening import connect_engine
+from labeling.iterating import (
+    Lesson,
+    _prompt_trials,
+    balanced_exemplars,
+    lesson,
+    make_plan,
+    require_no_drafts,
+    slice_accuracy,
+)
+from labeling.prompts import bind, prompt_of
 from labeling.reviewing import settled_values
-from labeling.setup import bound_prompts, load_plan
-from labeling.storage import read_json
+from labeling.score_store import register
+from labeling.setup import bound_prompts, load_plan, try_prompts
+from labeling.storage import read_json, write_json
+from schemas.errors import StorageError
 from schemas.plan import Plan
+from tasks.reviewing import plan_next
 
 
 def drawn(loop: Loop) -> set[str]:
@@ -128,6 +142,29 @@ def test_a_trial_with_exemplars_is_not_judged_on_its_own_exemplars(worked: Loop)
     assert trial["ships"] is (trial["p"] < 0.05)
 
 
+def test_a_prompt_in_use_is_not_judged_on_its_own_exemplars_either(copy_of_worked: Loop) -> None:
+    loop = copy_of_worked
+    known = lesson(loop.project, loop.folder, settled_values(loop.project, loop.folder, 3))
+    (bare,) = bound_prompts(loop.project, loop.folder, loop.engine)
+    exemplars = balanced_exemplars(known, loop.project.label_schema.names, 6)
+    in_use = bind(bare.template, loop.project, bare.codes, exemplars)
+    store = register(loop.project, loop.folder, loop.engine, in_use)
+    texts = dict(zip(known.ids, known.texts, strict=True))
+    list(try_prompts(loop.project, loop.folder, loop.engine, [in_use], known.ids, texts))
+    plan = load_plan(loop.folder, 2).model_copy(update={"prompt_id": store.prompt_id})
+    write_json(loop.folder.round(2).plan, plan.model_dump())
+    (loop.folder.root / "new.jinja").write_text("Labels: alpha, beta.\nText: {{ text }}\nLabel:")
+    files = loop.project.prompts.model_copy(update={"files": ("new.jinja",)})
+    loop.project = loop.project.model_copy(update={"prompts": files})
+
+    after = loop.iterate(2)
+
+    (trial,) = after.candidates
+    assert trial["n"] == len(known.ids) - 6
+    assert trial["ships"] is False and after.prompt_id == in_use.prompt_id
+    assert f"chosen on {len(known.ids) - 6} reviewed records" in after.sentences[1]
+
+
 # -- prompts ---------------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +198,18 @@ def test_a_changed_prompt_file_is_a_new_version_that_has_to_prove_itself(new_loo
     assert "stays" in plan.sentences[0] and "(changed file)" in plan.sentences[0]
 
 
+def test_a_prompt_that_was_tried_in_any_round_is_not_tried_again(new_loop: type[Loop]) -> None:
+    loop = started(new_loop)
+    write_prompt(loop, "Labels: alpha or beta.\nText: {{ text }}\nLabel:")
+    second = planned_again(loop)
+    assert len(second.candidates) == 1
+    third = second.model_copy(update={"round": 3, "candidates": ()})
+    known = lesson(loop.project, loop.folder, settled_values(loop.project, loop.folder, 2))
+
+    for before in (second, third):
+        assert _prompt_trials(loop.project, loop.folder, loop.engine, before, known)[1] == []
+
+
 def test_a_prompt_that_proves_better_replaces_the_old_one(new_loop: type[Loop]) -> None:
     loop = new_loop(prompts={"files": ["mine.jinja"], "exemplars": 0})
     # The engine looks for the record after "Text: "; here it finds the label word of the prompt in every record.
@@ -188,6 +237,34 @@ def test_a_prompt_is_rebuilt_from_what_was_written_down_whatever_became_of_its_f
     assert again.around("x") == bound.around("x")
 
 
+class OtherTokens(ScriptedEngine):
+    """The same model behind a tokenizer that numbers its tokens otherwise."""
+
+    def tokenize(self, body: dict[str, Any]) -> dict[str, Any]:
+        ids = super().tokenize(body)["tokens"]
+        self._pieces.update({number + 7: self._pieces.get(number, "") for number in ids})
+        self._codes = [code_id(label) + 7 for label in self.labels]
+        return {"tokens": [number + 7 for number in ids]}
+
+
+def test_a_model_with_another_tokenizer_is_asked_for_its_own_label_tokens(new_loop: type[Loop]) -> None:
+    loop = new_loop(prompts={"files": ["builtin:plain"], "exemplars": 0})
+    loop.setup()
+    loop.whole_round(1)
+    with OtherTokens() as other:
+        settings = loop.project.engine.model_copy(update={"endpoints": (other.url,)})
+        loop.project = loop.project.model_copy(update={"engine": settings})
+        loop.engine.close()
+        loop.engine = connect_engine(loop.project)
+
+        plan = loop.iterate(1)
+
+        assert plan.candidates == (), "the same prompt, spelled for another model, is no change of it"
+        used = prompt_of(read_json(loop.folder.prompts_used / f"{plan.prompt_id}.json"))
+        assert [code.token_id for code in used.codes] == other._codes
+        assert loop.suggest(2)["rejected"] == 0
+
+
 # -- plan and gain ---------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +275,17 @@ def test_the_plan_is_written_for_people_too(worked: Loop) -> None:
     assert page.startswith("# Plan of round 2")
     assert all(f"- {sentence}" in page for sentence in plan.sentences)
     assert plan.prompt_id in page and plan.identity_id in page
+
+
+def test_a_plan_that_drafts_were_made_with_is_not_made_anew(copy_of_worked: Loop) -> None:
+    loop = copy_of_worked
+    before = loop.folder.round(2).plan.read_bytes()
+
+    with pytest.raises(StorageError, match="Finish round 2"):
+        plan_next.fn(str(loop.folder.root), 1)
+
+    assert loop.folder.round(2).plan.read_bytes() == before
+    require_no_drafts(loop.project, loop.folder, 3)
 
 
 def test_the_same_round_teaches_the_same_plan(copy_of_worked: Loop) -> None:

@@ -1,5 +1,7 @@
 """From scores to suggestions: all label scores kept, a failure never a label, the same input the same table."""
 
+from collections.abc import Callable
+
 import numpy as np
 import polars as pl
 import pytest
@@ -13,6 +15,7 @@ from labeling.storage import Table, read_json
 from labeling.suggesting import Suggester, load_suggestions, write_suggestions
 from labeling.tracing import trace
 from schemas import tables
+from schemas.errors import ProjectError
 from schemas.values import TaskType
 
 TASK = TaskType.CLASSIFICATION
@@ -228,3 +231,33 @@ def test_exact_duplicates_are_not_suggested(new_loop: type[Loop]) -> None:
 
 def _all_ids(loop: Loop) -> list[str]:
     return list(Table(loop.folder.records, tables.records(TASK)).read(["record_id"])["record_id"])
+
+
+# -- labels that change after the plan was made ----------------------------------------------------------------------
+
+
+def test_scores_are_not_read_as_those_of_labels_that_stand_in_another_order(
+    new_loop: Callable[..., Loop],
+) -> None:
+    loop = new_loop()
+    loop.setup()
+    loop.score(1)
+    schema = loop.project.label_schema
+    turned = schema.model_copy(update={"labels": schema.labels[::-1]})
+    plan, project = load_plan(loop.folder, 1), loop.project.model_copy(update={"label_schema": turned})
+
+    with pytest.raises(ProjectError, match=r"found beta, alpha; expected alpha, beta"):
+        write_suggestions(project, loop.folder, plan, loop.vectors)
+
+    assert not Table(loop.folder.round(1).suggestions, tables.suggestions(TASK)).exists
+    assert write_suggestions(loop.project, loop.folder, plan, loop.vectors)["suggested"] == 130
+
+
+def test_a_plan_is_not_made_with_other_labels_than_the_round_before_it(copy_of_worked: Loop) -> None:
+    loop = copy_of_worked
+    schema = loop.project.label_schema
+    turned = schema.model_copy(update={"labels": schema.labels[::-1]})
+    loop.project = loop.project.model_copy(update={"label_schema": turned})
+
+    with pytest.raises(ProjectError, match="Put them back"):
+        loop.iterate(2)
