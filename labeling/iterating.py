@@ -17,15 +17,15 @@ from labeling.cascade import batch_of, fit_student_confidence, left_to_student, 
 from labeling.engines.protocol import Engine
 from labeling.intervals import mcnemar_exact, paired_gain, wilson
 from labeling.paths import ProjectFolder
-from labeling.prompts import Exemplar, Prompt, bind, only_text, spelled_by
+from labeling.prompts import Exemplar, Prompt, bind, only_text, prompt_of, spelled_by
 from labeling.record_store import Vectors, record_ids, rows_of, texts_of
 from labeling.score_store import ScoreStore, register
 from labeling.setup import bound_prompts, load_plan, try_prompts
 from labeling.storage import Table, read_json, write_bytes, write_json
 from labeling.students import StackFit, fit_stack
-from labeling.suggesting import Suggester, load_suggestions, planned_prompt
+from labeling.suggesting import Suggester, load_suggestions
 from schemas import tables
-from schemas.errors import StorageError
+from schemas.errors import ProjectError, StorageError
 from schemas.plan import Cascade, Plan
 from schemas.project import Project
 
@@ -47,11 +47,22 @@ class Lesson:
 
 
 def lesson(project: Project, folder: ProjectFolder, settled: Mapping[str, Any]) -> Lesson:
-    """What may be learned from: settled labels outside the slice."""
+    """What may be learned from: settled labels outside the slice.
+
+    Raises:
+        ProjectError: people gave a label that the project no longer has.
+    """
     kept_away = set(read_json(folder.round(1).slice)["slice"])
     ids = sorted(
         record_id for record_id, value in settled.items() if value is not None and record_id not in kept_away
     )
+    if lost := {settled[record_id] for record_id in ids} - set(project.label_schema.names):
+        raise ProjectError(
+            "schema.labels",
+            found=f"no {', '.join(sorted(lost))}",
+            expected="every label that people have given",
+            next_step="Put it back; decisions are never changed by a change of the labels.",
+        )
     texts = dict(rows_of(project, folder, ids, ["text"]).select("record_id", "text").iter_rows())
     return Lesson(
         tuple(ids),
@@ -115,8 +126,11 @@ def _prompt_trials(
 ) -> tuple[Prompt, list[Prompt]]:
     """The prompt in use, and those to try against it: files changed or added since, and the same with exemplars."""
     bound = bound_prompts(project, folder, engine)
-    # Another model may be at hand than the plan was made for, and spell the labels with other tokens.
-    in_use = spelled_by(planned_prompt(project, folder, before), engine.first_token) or bound[0]
+    # Another model may be at hand than the plan was made for and spell the labels with other tokens, or there were
+    # other labels then: until decisions are given, they may change.
+    used = prompt_of(read_json(folder.prompts_used / f"{before.prompt_id}.json"))
+    same_labels = tuple(code.label for code in used.codes) == project.label_schema.names
+    in_use = (spelled_by(used, engine.first_token) if same_labels else None) or bound[0]
     in_use = next((prompt for prompt in bound if prompt.prompt_id == in_use.prompt_id), in_use)
     plans = [before, *(load_plan(folder, number) for number in range(1, before.round))]
     seen = {candidate["prompt_id"] for plan in plans for candidate in plan.candidates} | {in_use.prompt_id}

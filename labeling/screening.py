@@ -1,5 +1,6 @@
 """What a signed round looks like to a sceptic: every screen of `labeling.findings` fed from the round's tables."""
 
+import math
 from datetime import timedelta
 from typing import Any
 
@@ -67,10 +68,10 @@ def _out_of_sample(
     """(n, K) probabilities by a model that has not seen the record's own label; the slice is never trained on."""
     labels = project.label_schema.names
     frame = load_suggestions(project, folder, number, ["record_id", "scores"])
-    llm = {
-        record_id: [np.log(max(score["probability"], 1e-12)) for score in scores]
-        for record_id, scores in frame.iter_rows()
-    }
+    llm: dict[str, list[float]] = {}
+    for record_id, draft in frame.iter_rows():
+        told = {score["label"]: score["probability"] for score in draft}
+        llm[record_id] = [math.log(max(told.get(label, 0.0), 1e-12)) for label in labels]
     missing = [np.nan] * len(labels)
     scores = np.array([llm.get(record_id, missing) for record_id in ids], dtype=np.float64)
     if vectors is None:
