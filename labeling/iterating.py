@@ -126,11 +126,12 @@ def _prompt_trials(
 ) -> tuple[Prompt, list[Prompt]]:
     """The prompt in use, and those to try against it: files changed or added since, and the same with exemplars."""
     bound = bound_prompts(project, folder, engine)
-    # Another model may be at hand than the plan was made for and spell the labels with other tokens, or there were
-    # other labels then: until decisions are given, they may change.
+    # Another model may be at hand than the plan was made for and spell the labels with other tokens. Other labels, too,
+    # which may change until decisions are given, or another embedding model that says which of them are near.
     used = prompt_of(read_json(folder.prompts_used / f"{before.prompt_id}.json"))
-    same_labels = tuple(code.label for code in used.codes) == project.label_schema.names
-    in_use = (spelled_by(used, engine.first_token) if same_labels else None) or bound[0]
+    fits = tuple(code.label for code in used.codes) == project.label_schema.names
+    fits &= used.listing.by in ("", project.embedding.model)
+    in_use = (spelled_by(used, engine.first_token) if fits else None) or bound[0]
     in_use = next((prompt for prompt in bound if prompt.prompt_id == in_use.prompt_id), in_use)
     plans = [before, *(load_plan(folder, number) for number in range(1, before.round))]
     seen = {candidate["prompt_id"] for plan in plans for candidate in plan.candidates} | {in_use.prompt_id}
@@ -340,7 +341,11 @@ def _learned(
         words.append(f"Confidence is not yet known: {correctness.undefined_because}.")
     plan = base.model_copy(
         update={
-            "stack": {"model": fitted.stack.to_json(), "reference_ids": list(known.ids)},
+            "stack": {
+                "model": fitted.stack.to_json(),
+                "reference_ids": list(known.ids),
+                "vectors": vectors.model_id,
+            },
             "correctness": None if correctness.model is None else correctness.model.to_json(),
             "sentences": tuple(words),
         }

@@ -18,6 +18,7 @@ from labeling.intervals import Interval, wilson
 from labeling.paths import ProjectFolder
 from labeling.prompts import Listing, Prompt, label_codes
 from labeling.record_store import Vectors
+from schemas.errors import ProjectError
 from schemas.project import Label, Project
 from schemas.values import Value
 
@@ -122,14 +123,25 @@ class LabelLists:
 
 
 def label_lists(project: Project, folder: ProjectFolder, engine: Engine, prompt: Prompt) -> LabelLists | None:
-    """The prompts of a project's records; None where all records share `prompt`."""
+    """The prompts of a project's records; None where all records share `prompt`.
+
+    Raises:
+        ProjectError: the prompt lists labels by another embedding model than the project's.
+    """
     if prompt.context is None:
         return None
     labels = project.label_schema.labels
     vectors, of_labels = None, None
     if prompt.listing.most is not None:
+        if prompt.listing.by != project.embedding.model:
+            raise ProjectError(
+                "embedding.model",
+                found=project.embedding.model,
+                expected=f"{prompt.listing.by}, by which the prompt of this round lists the nearest labels",
+                next_step="Put it back; the round after this one is planned with the embedding model it finds.",
+            )
         embedder = shared_embedder(project)
-        vectors = Vectors.load(project, folder)
+        vectors = None if embedder is None else Vectors.load(project, folder, embedder.model_id)
         of_labels = None if embedder is None else label_vectors(labels, embedder)
     return LabelLists(
         prompt,

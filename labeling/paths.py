@@ -35,6 +35,11 @@ class ProjectFolder:
         return self.root / "embeddings" / model_id
 
     @property
+    def embedding_in_use(self) -> Path:
+        """Which of the embedding models was used last."""
+        return self.root / "embeddings" / "in_use.json"
+
+    @property
     def lexical(self) -> Path:
         """The model that makes lexical vectors."""
         return self.root / "lexical"

@@ -1,5 +1,6 @@
 """The records of a project as the phases need them: which are to be labelled, their texts and their vectors."""
 
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from labeling.engines.protocol import Embedder
 from labeling.lexical import LEARN_ON_AT_MOST, LexicalModel
 from labeling.paths import ProjectFolder
 from labeling.selection import simple_random_sample
-from labeling.storage import Part, Table
+from labeling.storage import Part, Table, read_json, write_json
 from schemas import tables
 from schemas.errors import StorageError
 from schemas.project import Project
@@ -81,7 +82,17 @@ def embed_missing(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Computes the vectors that are not there yet, once per record; returns how many."""
+    """Computes the vectors of the project's embedding model that are not there yet, once per record; returns how many.
+
+    From the first one on they are those that `Vectors.load` finds.
+    """
+    write_json(folder.embedding_in_use, {"model_id": embedder.model_id})
+    return _embed(project, folder, embedder, progress)
+
+
+def _embed(
+    project: Project, folder: ProjectFolder, embedder: Embedder, progress: Callable[[int], None] | None = None
+) -> int:
     table = Table(
         folder.embeddings(embedder.model_id), tables.embeddings(project.label_schema.task, embedder.width)
     )
@@ -120,7 +131,7 @@ def embed_lexically(project: Project, folder: ProjectFolder) -> int:
         except ValueError:
             return 0  # too few records, or too little in common: the stack does without
         _lexical_table(project, folder).append(model.to_frame().to_arrow(), meta={"model_id": model.model_id})
-    return embed_missing(project, folder, model)
+    return _embed(project, folder, model)
 
 
 def _lexical_table(project: Project, folder: ProjectFolder) -> Table:
@@ -136,6 +147,7 @@ class Vectors:
     """Vectors of all embedded records, looked up by id.
 
     Attributes:
+        model_id: The embedding model, with the start of its digest where that is known.
         matrix: (n, d) what the embedding model made of each.
     """
 
@@ -143,10 +155,11 @@ class Vectors:
         self,
         ids: Sequence[str],
         matrix: npt.NDArray[np.float32],
+        model_id: str,
         lexical: Callable[[], npt.NDArray[np.float32] | None] = lambda: None,
     ) -> None:
         self._row = {record_id: index for index, record_id in enumerate(ids)}
-        self.matrix = matrix
+        self.matrix, self.model_id = matrix, model_id
         self._read_lexical = lexical
 
     @cached_property
@@ -155,20 +168,18 @@ class Vectors:
         return self._read_lexical()
 
     @classmethod
-    def load(cls, project: Project, folder: ProjectFolder) -> "Vectors | None":
-        """The vectors of the project's embedding model; None when it uses none or none were made yet."""
-        root = folder.root / "embeddings"
-        models = sorted(root.iterdir()) if root.is_dir() else []
-        name = project.embedding.model.removesuffix(".gguf")
-        if project.embedding.kind == "ollama":
-            name = name.replace(":", "-").replace("/", "-")
-        name = name.rsplit("/", 1)[-1]
-        matching = [model for model in models if model.name.startswith(name)]
-        if project.embedding.kind == "none" or not matching:
+    def load(cls, project: Project, folder: ProjectFolder, model_id: str | None = None) -> "Vectors | None":
+        """The vectors of one embedding model, without `model_id` the project's own.
+
+        None where the project uses none, or none were made yet.
+        """
+        if model_id is None:
+            model_id = _model_in_use(project, folder)
+        if model_id is None or not folder.embeddings(model_id).is_dir():
             return None
-        frame = _read_vectors(project, matching[-1])
+        frame = _read_vectors(project, folder.embeddings(model_id))
         ids = frame["record_id"].to_list()
-        return cls(ids, _as_matrix(frame), lambda: _lexical_rows(project, folder, ids))
+        return cls(ids, _as_matrix(frame), model_id, lambda: _lexical_rows(project, folder, ids))
 
     def of(self, record_ids: Sequence[str]) -> npt.NDArray[np.float32]:
         """(n, d) rows in the order asked for."""
@@ -179,10 +190,32 @@ class Vectors:
         return None if self.lexical is None else self.lexical[self._rows(record_ids)]
 
     def _rows(self, record_ids: Sequence[str]) -> list[int]:
+        missing = [record_id for record_id in record_ids if record_id not in self._row]
+        if missing:
+            raise StorageError(
+                f"vectors of {self.model_id}",
+                found=f"none of {len(missing)} records, for example {missing[0]}",
+                expected="a vector of every record",
+                next_step="Let the project name that embedding model and run the setup flow: it makes what is missing.",
+            )
         return [self._row[record_id] for record_id in record_ids]
 
     def __contains__(self, record_id: str) -> bool:
         return record_id in self._row
+
+
+def _model_in_use(project: Project, folder: ProjectFolder) -> str | None:
+    if project.embedding.kind == "none":
+        return None
+    mine = re.compile(
+        re.escape(project.embedding.filed_as) + "(-[0-9a-f]{12})?"
+    )  # where known, the digest follows
+    if folder.embedding_in_use.is_file():
+        found = str(read_json(folder.embedding_in_use)["model_id"])
+        return found if mine.fullmatch(found) else None
+    root = folder.embedding_in_use.parent
+    models = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+    return next((model for model in reversed(models) if mine.fullmatch(model)), None)
 
 
 def _read_vectors(project: Project, table: Path) -> pl.DataFrame:

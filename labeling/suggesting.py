@@ -146,6 +146,26 @@ def planned_prompt(project: Project, folder: ProjectFolder, plan: Plan) -> Promp
     return prompt
 
 
+def planned_vectors(project: Project, folder: ProjectFolder, plan: Plan) -> Vectors | None:
+    """The vectors that the plan's student was taught with, whatever embedding model the project has by now.
+
+    Raises:
+        StorageError: they are gone.
+    """
+    if plan.stack is None:
+        return None
+    model_id = plan.stack.get("vectors")  # plans of before 2026-11-29 do not tell
+    vectors = Vectors.load(project, folder, model_id)
+    if vectors is None:
+        raise StorageError(
+            f"vectors of {model_id or project.embedding.model}",
+            found="none",
+            expected=f"those that the student of round {plan.round} was taught with",
+            next_step="Let the project name that embedding model again and run the setup flow: it makes them anew.",
+        )
+    return vectors
+
+
 def write_suggestions(
     project: Project,
     folder: ProjectFolder,

@@ -151,6 +151,12 @@ class Embedding(_Section):
     model: str = "all-minilm-l6-v2"
     endpoints: tuple[str, ...] = ()
 
+    @property
+    def filed_as(self) -> str:
+        """The model's name as that of a folder of vectors; the start of its digest follows where it is known."""
+        name = self.model.rsplit("/", 1)[-1].removesuffix(".gguf") if self.kind == "embedded" else self.model
+        return name.replace("/", "-").replace(":", "-")
+
 
 class Prompting(_Section):
     """Which prompts are tried and what happens to records that do not fit."""

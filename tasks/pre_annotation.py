@@ -8,11 +8,11 @@ from prefect import get_run_logger, task
 from labeling.cascade import left_to_student
 from labeling.engines.sharing import shared_engine
 from labeling.project_file import load_project
-from labeling.record_store import Vectors, record_ids, stream_records
+from labeling.record_store import record_ids, stream_records
 from labeling.score_store import CHOSEN, register, score_missing
 from labeling.setup import keep_self_test, load_plan
 from labeling.storage import project_lock
-from labeling.suggesting import planned_prompt, write_suggestions
+from labeling.suggesting import planned_prompt, planned_vectors, write_suggestions
 from schemas.errors import IdentityChanged
 from tasks.progress import Progress
 from tasks.retrying import ALWAYS, RETRY
@@ -44,7 +44,7 @@ def score_for_a_while(project_path: str, round_number: int) -> dict[str, Any]:
         # It asks some records too: what is known is read afterwards.
         for warning in keep_self_test(project, folder, engine, prompt, round_number):
             get_run_logger().warning("engine: %s", warning)
-        vectors = Vectors.load(project, folder) if plan.cascade is not None else None
+        vectors = planned_vectors(project, folder, plan) if plan.cascade is not None else None
         known = store.known() | left_to_student(project, folder, plan, vectors)
         total = len(record_ids(project, folder))
         asked = total - len(known)
@@ -80,5 +80,5 @@ def suggest(project_path: str, round_number: int) -> dict[str, Any]:
     with project_lock(folder.lock, "suggestions"):
         started = time.monotonic()
         plan = load_plan(folder, round_number)
-        counts = write_suggestions(project, folder, plan, Vectors.load(project, folder))
+        counts = write_suggestions(project, folder, plan, planned_vectors(project, folder, plan))
     return {**counts, "suggest_seconds": time.monotonic() - started}

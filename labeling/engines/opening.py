@@ -112,12 +112,10 @@ def connect_embedder(project: Project, *, fetch: bool = False) -> Embedder | Non
         return None
     if settings.kind == "embedded":
         file = model_file(settings.model, fetch=fetch)
-        return EmbeddedEmbedder(
-            file, name=settings.model.rsplit("/", 1)[-1].removesuffix(".gguf"), threads=None
-        )
+        return EmbeddedEmbedder(file, name=settings.filed_as, threads=None)
     if settings.kind == "llama-server":
         address = _addresses(project, settings.endpoints, "embedding.endpoints")[0]
         connection = EngineConnection(address, timeout_s=project.engine.timeout_s)
-        return LlamaServerEmbedder(connection, model_id=settings.model)
+        return LlamaServerEmbedder(connection, model_id=settings.filed_as)
     address = _addresses(project, settings.endpoints, "embedding.endpoints")[0]
     return OllamaEmbedder(address, model=settings.model, timeout_s=project.engine.timeout_s)

@@ -21,6 +21,7 @@ from labeling.record_store import Vectors, embed_missing, record_ids, texts_of
 from labeling.scoring import score_batch
 from labeling.setup import measure_prompts
 from labeling.storage import read_json
+from schemas.errors import ProjectError
 from schemas.project import Project
 
 NAMES = [f"{first}{second}" for first in "abcdef" for second in "rstuv"]  # 30 labels
@@ -62,7 +63,7 @@ def test_a_record_is_asked_about_the_labels_nearest_to_it_in_the_projects_order(
         LABELS,
         first_token,
         style="auto",
-        vectors=Vectors(["r1"], vector),
+        vectors=Vectors(["r1"], vector, "by-hand"),
         of_labels=one_axis_each(30),
     )
 
@@ -80,7 +81,7 @@ def test_a_record_without_a_vector_is_asked_about_all_labels() -> None:
         LABELS,
         first_token,
         style="auto",
-        vectors=Vectors([], np.zeros((0, 30), dtype=np.float32)),
+        vectors=Vectors([], np.zeros((0, 30), dtype=np.float32), "by-hand"),
         of_labels=one_axis_each(30),
     )
 
@@ -94,7 +95,7 @@ def test_recall_counts_the_records_whose_label_is_on_their_list() -> None:
         LABELS,
         first_token,
         style="auto",
-        vectors=Vectors(["r0", "r1", "r2", "r3"], vectors),
+        vectors=Vectors(["r0", "r1", "r2", "r3"], vectors, "by-hand"),
         of_labels=one_axis_each(30),
     )
 
@@ -200,3 +201,6 @@ def test_an_engine_of_few_tokens_gets_a_shortlist_whose_recall_the_setup_tells(
     )
     told = [value for value in outcome.scored[0].log_probs if value > UNREPORTED]
     assert 1 <= len(told) <= 20 and len(outcome.scored[0].log_probs) == 30
+    other = project.embedding.model_copy(update={"model": "another"})
+    with pytest.raises(ProjectError, match="found another; expected scripted, by which the prompt"):
+        label_lists(project.model_copy(update={"embedding": other}), folder, engine, prompt)

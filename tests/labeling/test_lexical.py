@@ -17,7 +17,7 @@ PLACES = ["ward", "desk", "kitchen", "garage", "office", "garden", "library", "s
 class Lengths:
     """An embedder that knows how long a text is and nothing else."""
 
-    model_id, width = "lengths-1", 384
+    model_id, width = "lengths", 384
 
     def embed(self, texts: list[str]) -> np.ndarray:
         rows = np.zeros((len(texts), self.width), dtype=np.float32)
