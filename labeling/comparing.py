@@ -202,6 +202,8 @@ def _pace(
         (record_id, f"{secrets.token_hex(3)} {texts[record_id]}") for record_id in sample[:PACE_RECORDS]
     ]
     lists = label_lists(project, folder, engine, tried.prompt)
+    # The trial just before had the labels in another order, so that every slot would read the shared start anew.
+    engine.warm(engine.tokenize(tried.prompt.prefix))
     started = time.perf_counter()
     outcome = score_batch(
         engine, tried.prompt, records, prompt_for=None if lists is None else lists.prompt_for

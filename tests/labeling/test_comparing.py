@@ -1,5 +1,6 @@
 """Models side by side on reviewed records, and the throughput of the hardware, with a scripted engine."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,27 @@ def test_the_pace_is_measured_on_texts_that_no_cache_holds_the_start_of(
     assert len(paced) == 2 * PACE_RECORDS * prompts
     assert len({asked.partition(" ")[0] for asked in paced}) == len(paced)
     assert not any(asked.startswith(text) for asked in paced for text in texts)
+
+
+def test_the_pace_is_measured_with_the_start_of_the_prompt_in_the_cache(
+    scripted: ScriptedEngine, project_folder: ProjectFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, folder, truth = project_with(scripted, project_folder)
+    complete, warmed, paced = scripted.completion, [""], []
+
+    def remember(body: dict[str, Any]) -> dict[str, Any]:
+        asked = scripted.text_of(body["prompt"])
+        if not body.get("n_predict"):
+            warmed[0] = asked
+        elif re.search(r"Text: [0-9a-f]{6} record", asked):
+            paced.append(asked.startswith(warmed[0]))
+        return complete(body)
+
+    monkeypatch.setattr(scripted, "completion", remember)
+
+    compare(project, folder, truth, ["scripted.gguf"])
+
+    assert paced == [True] * PACE_RECORDS * len(project.prompts.files)
 
 
 def test_a_model_that_takes_what_is_named_first_is_found_out(
