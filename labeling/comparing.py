@@ -101,7 +101,8 @@ def compare(
     for model in models:
         if on_model is not None:
             on_model(model)
-        own = model == project.engine.model
+        # A llama-server serves one model, whatever it is called here.
+        own = model == project.engine.model or project.engine.kind == "llama-server"
         engine = project.engine if own else project.engine.model_copy(update={"model": model, "digest": None})
         try:
             with project_lock(folder.lock, "comparison"):
@@ -140,6 +141,8 @@ def _of_model(
         labels = project.label_schema.names
         gold = [str(truth[record_id]) for record_id in sample]
         rows: list[_Candidate] = []
+        identity = engine.identity()
+        named = identity.model if project.engine.kind == "llama-server" else model
         for tried in try_prompts(project, folder, engine, prompts, sample, texts):
             other = try_other_order(project, folder, engine, tried, sample, texts)
             pace = _pace(project, folder, engine, tried, sample, texts)
@@ -147,7 +150,7 @@ def _of_model(
             short = None if lists is None else shortlist_figures(tried.prompt, lists, truth)
             for strength in STRENGTHS:
                 row, right = _row(tried, gold, labels, strength)
-                row = {"model": model, "quantization": engine.identity().quantization, **row}
+                row = {"model": named, "quantization": identity.quantization, **row}
                 row["records_per_hour"] = pace
                 row["shortlist"] = short
                 row["changed_by_label_order"] = tried.changed_by_order(other, labels, strength)

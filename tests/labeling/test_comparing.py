@@ -135,6 +135,17 @@ def test_a_llama_server_is_compared_with_one_model_only(
         compare(project, folder, truth, ["a", "b"])
 
 
+def test_a_llama_server_is_called_by_the_model_that_it_serves(
+    scripted: ScriptedEngine, project_folder: ProjectFactory
+) -> None:
+    project, folder, truth = project_with(scripted, project_folder)
+
+    answer = compare(project, folder, truth, ["qwen-72b"])
+
+    assert {row["model"] for row in answer["models"]} == {"scripted.gguf"}
+    assert answer["recommended"]["model"] == "scripted.gguf"
+
+
 def test_a_project_at_work_is_not_compared(scripted: ScriptedEngine, project_folder: ProjectFactory) -> None:
     project, folder, truth = project_with(scripted, project_folder)
 
