@@ -7,9 +7,11 @@ from typing import Any
 
 import polars as pl
 import pytest
-from small_projects import RELEASE_FILES
+from small_projects import RELEASE_FILES, write_project
 
+from countersign.rehearsing import Rehearsal
 from labeling.paths import ProjectFolder
+from labeling.project_file import load_project
 from labeling.storage import read_json
 
 
@@ -193,3 +195,19 @@ def test_a_setup_that_did_not_pass_is_measured_anew_when_more_of_it_is_labelled(
     assert read_json(setup)["accuracy"]["n"] == 90
     assert answer["phase"] == "review"
     assert all(engine.asked[text] == count for text, count in asked.items()), "nothing is asked twice"
+
+
+@pytest.mark.parametrize(("annotators", "overlap", "share"), [(1, 2, 0.0), (2, 2, 0.4), (5, 3, 0.4)])
+def test_a_rehearsed_round_asks_for_no_more_people_than_are_simulated(
+    tmp_path: Path, annotators: int, overlap: int, share: float
+) -> None:
+    route = {"pool": "night shift", "source": "records.jsonl"}
+    review = {"overlap": 3, "overlap_share": 0.4, "routes": [route]}
+    original, home = write_project(tmp_path / "project", [{"text": "a", "label": "alpha"}], review=review)
+    rehearsal = Rehearsal(home.root, "label", annotators=annotators)
+
+    rehearsal._prepare(original, home, tmp_path / "rehearsed")
+
+    made, _ = load_project(tmp_path / "rehearsed")
+    assert (made.review.overlap, made.review.overlap_share) == (overlap, share)
+    assert made.review.routes == (), "nobody belongs to a pool"
