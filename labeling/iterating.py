@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from labeling.calibration import entropy, fit_batch_calibration, fit_correctness, margin
 from labeling.cascade import batch_of, fit_student_confidence, left_to_student, random_share
@@ -268,29 +267,30 @@ def _learned(
     shown = [record_id in base.exemplar_ids for record_id in known.ids]
     scores[shown], mass[shown] = np.nan, np.nan
     have: npt.NDArray[np.bool_] = np.asarray(np.isfinite(scores).all(axis=1), dtype=np.bool_)
-    batch = batch_of(project, folder, store)
-    rows = store.rows(["record_id", "log_probs"])
-    if batch is not None:
-        rows = rows.filter(pl.col("record_id").is_in(list(batch)))
-    every = np.array(rows["log_probs"].to_list(), dtype=np.float64).reshape(-1, len(labels))
-    strength, words = 1.0, []
-    if len(every) and have.sum() >= 2:
-        together = np.concatenate([scores[have], every])
-        told = [label for label, there in zip(known.labels, have, strict=True) if there] + [None] * len(every)
-        fit = fit_batch_calibration(together, labels=labels, gold=told, seed=project.seed)
-        strength = fit.strength
-        words.append(f"Batch calibration {strength:g}, chosen on {int(have.sum())} reviewed records.")
-    base = base.model_copy(update={"strength": strength, "sentences": tuple(words)})
+    # The mean that the suggestions will use; the reviewed records are the unsure ones, and theirs is another.
+    calibration = Suggester(project, base, store, None, batch=batch_of(project, folder, store)).calibration
+    words = []
+    if have.sum() >= 2:
+        calibration = fit_batch_calibration(
+            scores[have],
+            labels=labels,
+            gold=[label for label, there in zip(known.labels, have, strict=True) if there],
+            mean_scores=calibration.mean_scores,
+            seed=project.seed,
+        )
+        words.append(
+            f"Batch calibration {calibration.strength:g}, chosen on {int(have.sum())} reviewed records."
+        )
+    base = base.model_copy(update={"strength": calibration.strength, "sentences": tuple(words)})
     if vectors is None or len(known.ids) < STACK_FROM or len(set(known.labels)) < 2:
         return base.model_copy(
             update={
                 "sentences": (*words, f"No student: {len(known.ids)} reviewed records (needs {STACK_FROM}).")
             }
         )
-    suggester = Suggester(project, base, store, None, batch=batch)
     llm = np.full(scores.shape, np.nan)
     if have.any():
-        llm[have] = suggester.calibration.apply(scores[have])
+        llm[have] = calibration.apply(scores[have])
     matrix = vectors.of(known.ids)
     fitted = fit_stack(
         matrix,

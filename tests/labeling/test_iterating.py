@@ -7,6 +7,8 @@ import pytest
 from rounds_of_work import Loop
 from scripted_engine import ScriptedEngine, code_id
 
+from labeling import iterating
+from labeling.calibration import BatchCalibration, fit_batch_calibration
 from labeling.engines.opening import connect_engine
 from labeling.iterating import (
     Lesson,
@@ -19,9 +21,10 @@ from labeling.iterating import (
 )
 from labeling.prompts import bind, prompt_of
 from labeling.reviewing import settled_values
-from labeling.score_store import register
+from labeling.score_store import ScoreStore, register
 from labeling.setup import bound_prompts, load_plan, try_prompts
 from labeling.storage import read_json, write_json
+from labeling.suggesting import Suggester
 from schemas.errors import StorageError
 from schemas.plan import Plan
 from tasks.reviewing import plan_next
@@ -292,6 +295,25 @@ def test_the_same_round_teaches_the_same_plan(copy_of_worked: Loop) -> None:
     first = load_plan(copy_of_worked.folder, 2)
 
     assert planned_again(copy_of_worked) == first
+
+
+def test_the_strength_is_chosen_with_the_mean_that_suggestions_will_use(
+    copy_of_worked: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, fits = copy_of_worked, []
+
+    def remember(*given: Any, **named: Any) -> BatchCalibration:
+        fits.append(fit_batch_calibration(*given, **named))
+        return fits[-1]
+
+    monkeypatch.setattr(iterating, "fit_batch_calibration", remember)
+
+    plan = planned_again(loop)
+
+    store = ScoreStore(loop.project, loop.folder, identity_id=plan.identity_id, prompt_id=plan.prompt_id)
+    used = Suggester(loop.project, plan, store, None).calibration
+    (fit,) = fits
+    assert fit.mean_scores == pytest.approx(used.mean_scores)
 
 
 def test_too_few_reviewed_records_make_no_student(new_loop: type[Loop]) -> None:
