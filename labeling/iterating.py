@@ -82,8 +82,7 @@ def make_plan(
     chosen, tried = _try_prompts(project, folder, engine, current, trials, known, on_record=on_record)
     candidates += tried
     sentences.append(_prompt_sentence(current, chosen, tried))
-    if chosen is not current:
-        _ask_at_random(project, folder, engine, chosen, on_record)
+    _ask_before_learning(project, folder, engine, chosen, known, on_record)
     store = register(project, folder, engine, chosen)
     plan = _learned(project, folder, store, vectors, known, number=number, template=chosen)
     final = plan.model_copy(
@@ -210,19 +209,21 @@ def _right(
     return right
 
 
-def _ask_at_random(
+def _ask_before_learning(
     project: Project,
     folder: ProjectFolder,
     engine: Engine,
     prompt: Prompt,
+    known: Lesson,
     on_record: Callable[[], None] | None,
 ) -> None:
-    """Scores the random share with a new prompt, so that what is learned sees the mean that suggestions will see.
+    """Scores the reviewed records and the random share, where the prompt or the model is new to them: what the language
+    model is worth is learned on the ones, and the others make the mean that suggestions will see.
 
     The reviewed records alone are the unsure ones, and their mean is not the data's. Pre-annotation would ask the same
     records with the same prompt and finds their scores.
     """
-    ids = sorted(random_share(project, record_ids(project, folder)))
+    ids = sorted(random_share(project, record_ids(project, folder)) | set(known.ids))
     texts = texts_of(project, folder, ids)
     for _ in try_prompts(project, folder, engine, [prompt], ids, texts, on_record=on_record):
         pass

@@ -268,6 +268,23 @@ def test_a_model_with_another_tokenizer_is_asked_for_its_own_label_tokens(new_lo
         assert loop.suggest(2)["rejected"] == 0
 
 
+def test_what_a_new_model_is_worth_is_learned_before_it_is_mixed_in(new_loop: type[Loop]) -> None:
+    loop = new_loop(prompts={"files": ["builtin:plain"], "exemplars": 0})
+    loop.setup()
+    loop.whole_round(1)
+    with ScriptedEngine() as other:
+        other.model_alias = "another.gguf"
+        settings = loop.project.engine.model_copy(update={"endpoints": (other.url,)})
+        loop.project = loop.project.model_copy(update={"engine": settings})
+        loop.engine.close()
+        loop.engine = connect_engine(loop.project)
+
+        plan = loop.iterate(1)
+
+    assert plan.identity_id != load_plan(loop.folder, 1).identity_id
+    assert "Batch calibration 1, chosen on 44 reviewed records." in plan.sentences
+
+
 # -- plan and gain ---------------------------------------------------------------------------------------------------
 
 
