@@ -179,7 +179,15 @@ class Vectors:
         return None if self.lexical is None else self.lexical[self._rows(record_ids)]
 
     def _rows(self, record_ids: Sequence[str]) -> list[int]:
-        return [self._row[record_id] for record_id in record_ids]
+        try:
+            return [self._row[record_id] for record_id in record_ids]
+        except KeyError as error:
+            raise StorageError(
+                "embeddings",
+                found=f"no vector of record {error.args[0]}",
+                expected="one of every record",
+                next_step="Run the setup flow again: it computes what is missing.",
+            ) from error
 
     def __contains__(self, record_id: str) -> bool:
         return record_id in self._row
