@@ -26,6 +26,7 @@ from labeling.setup import (
     Tried,
     bound_prompts,
     draw_sample,
+    label_numbers,
     sample_gold,
     shortlist_figures,
     try_other_order,
@@ -79,7 +80,7 @@ def compare(
 
     Raises:
         SourceError: fewer than 10 reviewed records.
-        ProjectError: several models for a llama-server, which serves one.
+        ProjectError: several models for a llama-server, which serves one; a reviewed label that is gone.
         BusyError: a flow is at work on the project.
     """
     if project.engine.kind == "llama-server" and len(models) > 1:
@@ -96,6 +97,7 @@ def compare(
             expected=f"at least {LEAST_SAMPLE}",
             next_step="Label the setup sample first (`countersign run`), or name a gold column.",
         )
+    label_numbers(project.label_schema.names, list(truth.values()))  # told once, not as each model's error
     candidates: list[_Candidate] = []
     failed: list[dict[str, Any]] = []
     for model in models:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from labeling.comparing import PACE_RECORDS, compare, comparison_table
 from labeling.engines.http import EngineConnection
 from labeling.engines.llama_server import LlamaServer
 from labeling.engines.ollama_server import OllamaServer
+from labeling.engines.opening import connect_engine
 from labeling.ingest import ingest
 from labeling.record_store import record_ids, texts_of
+from labeling.setup import measure_prompts
 from labeling.storage import project_lock
 from schemas.errors import BusyError, ProjectError, SourceError
 
@@ -151,6 +154,18 @@ def test_a_project_at_work_is_not_compared(scripted: ScriptedEngine, project_fol
 
     with project_lock(folder.lock, "pre-annotation"), pytest.raises(BusyError):
         compare(project, folder, truth, ["scripted.gguf"])
+
+
+def test_a_reviewed_label_that_is_gone_is_told(
+    scripted: ScriptedEngine, project_folder: ProjectFactory
+) -> None:
+    project, folder, truth = project_with(scripted, project_folder)
+    truth[next(iter(truth))] = "gamma"
+
+    with pytest.raises(ProjectError, match="no label 'gamma'"):
+        compare(project, folder, truth, ["scripted.gguf"])
+    with closing(connect_engine(project)) as engine, pytest.raises(ProjectError, match="no label 'gamma'"):
+        measure_prompts(project, folder, engine, truth)
 
 
 def test_too_few_reviewed_records_are_refused(
