@@ -91,6 +91,12 @@ class Rehearsal:
         settings["name"] = f"{original.name[:48]}-rehearsal"
         settings["title"] = f"{original.title or original.name} (rehearsal)"
         settings["seed"] = self.seed
+        # Simulated people belong to no pool, and nobody could take a record that asks for more of them than there are.
+        people = len(self.annotator_columns) or self.annotators
+        settings["review"]["routes"] = []
+        settings["review"]["overlap"] = max(2, min(original.review.overlap, people))
+        if people < 2:
+            settings["review"]["overlap_share"] = 0.0
         settings["storage"] = {"database": None}
         settings["schedules"] = {}
         for source in settings["sources"]:

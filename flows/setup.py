@@ -31,14 +31,16 @@ def setup(run: SetupRun) -> dict[str, Any]:
     loaded, folder = load_project(project)
     counts = ingest_sources(project)
     embed_records(project)
-    sample = queue_setup_sample(project, rehearsal)
+    drafted = setup_stands(loaded, folder)
+    # New records would change the sample, which has served its purpose once there are drafts.
+    sample = {"missing": 0} if drafted else queue_setup_sample(project, rehearsal)
     if sample["missing"]:
         waiting = f"{sample['missing']} sample records to be labelled blind"
         return {"phase": "setup", "round": 1, "state": "waiting", "waiting_for": [waiting], **counts}
     with project_database(loaded, folder, rehearsal=rehearsal) as db:
         passed = setup_passed(folder, db)
     within_pipeline = flow_run.parent_flow_run_id is not None
-    stands = setup_stands(loaded, folder) or (passed and within_pipeline)
+    stands = drafted or (passed and within_pipeline)
     figures = read_json(folder.round(1).setup) if stands else measure(project)
     _show(loaded.name, figures)
     with project_database(loaded, folder, rehearsal=rehearsal) as db:

@@ -130,6 +130,7 @@ def fit_batch_calibration(
     *,
     labels: Sequence[str],
     gold: Sequence[str | None] | None = None,
+    mean_scores: Floats | None = None,
     default_strength: float = 1.0,
     seed: int = 0,
 ) -> BatchCalibration:
@@ -139,6 +140,7 @@ def fit_batch_calibration(
         scores: (N, K) log-probabilities of the whole batch, N at least 1.
         labels: K labels.
         gold: N settled labels, None where a record has not been reviewed; or None for no reviews at all.
+        mean_scores: (K,) of a larger batch that the records are from; None takes theirs.
         default_strength: used below two reviewed records. 1 suits balanced classes; lower it where one class
         rules.
         seed: decides the folds in which the strength is cross-fitted.
@@ -155,8 +157,9 @@ def fit_batch_calibration(
     matrix = checked_matrix(scores, width=len(labels))
     if matrix.shape[0] == 0:
         raise ValueError("expected at least one scored record, found none")
-    total, told = summed_scores(matrix)
-    mean_scores = total / np.maximum(told, 1.0)
+    if mean_scores is None:
+        total, told = summed_scores(matrix)
+        mean_scores = total / np.maximum(told, 1.0)
     known = [] if gold is None else [index for index, label in enumerate(gold) if label is not None]
     if gold is not None and len(gold) != matrix.shape[0]:
         raise ValueError(f"expected one gold entry a record, found {len(gold)} for {matrix.shape[0]}")

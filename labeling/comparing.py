@@ -26,6 +26,7 @@ from labeling.setup import (
     Tried,
     bound_prompts,
     draw_sample,
+    label_numbers,
     sample_gold,
     shortlist_figures,
     try_other_order,
@@ -79,7 +80,7 @@ def compare(
 
     Raises:
         SourceError: fewer than 10 reviewed records.
-        ProjectError: several models for a llama-server, which serves one.
+        ProjectError: several models for a llama-server, which serves one; a reviewed label that is gone.
         BusyError: a flow is at work on the project.
     """
     if project.engine.kind == "llama-server" and len(models) > 1:
@@ -96,12 +97,14 @@ def compare(
             expected=f"at least {LEAST_SAMPLE}",
             next_step="Label the setup sample first (`countersign run`), or name a gold column.",
         )
+    label_numbers(project.label_schema.names, list(truth.values()))  # told once, not as each model's error
     candidates: list[_Candidate] = []
     failed: list[dict[str, Any]] = []
     for model in models:
         if on_model is not None:
             on_model(model)
-        own = model == project.engine.model
+        # A llama-server serves one model, whatever it is called here.
+        own = model == project.engine.model or project.engine.kind == "llama-server"
         engine = project.engine if own else project.engine.model_copy(update={"model": model, "digest": None})
         try:
             with project_lock(folder.lock, "comparison"):
@@ -140,6 +143,8 @@ def _of_model(
         labels = project.label_schema.names
         gold = [str(truth[record_id]) for record_id in sample]
         rows: list[_Candidate] = []
+        identity = engine.identity()
+        named = identity.model if project.engine.kind == "llama-server" else model
         for tried in try_prompts(project, folder, engine, prompts, sample, texts):
             other = try_other_order(project, folder, engine, tried, sample, texts)
             pace = _pace(project, folder, engine, tried, sample, texts)
@@ -147,7 +152,7 @@ def _of_model(
             short = None if lists is None else shortlist_figures(tried.prompt, lists, truth)
             for strength in STRENGTHS:
                 row, right = _row(tried, gold, labels, strength)
-                row = {"model": model, "quantization": engine.identity().quantization, **row}
+                row = {"model": named, "quantization": identity.quantization, **row}
                 row["records_per_hour"] = pace
                 row["shortlist"] = short
                 row["changed_by_label_order"] = tried.changed_by_order(other, labels, strength)
@@ -202,6 +207,8 @@ def _pace(
         (record_id, f"{secrets.token_hex(3)} {texts[record_id]}") for record_id in sample[:PACE_RECORDS]
     ]
     lists = label_lists(project, folder, engine, tried.prompt)
+    # The trial just before had the labels in another order, so that every slot would read the shared start anew.
+    engine.warm(engine.tokenize(tried.prompt.prefix))
     started = time.perf_counter()
     outcome = score_batch(
         engine, tried.prompt, records, prompt_for=None if lists is None else lists.prompt_for

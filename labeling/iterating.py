@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from labeling.calibration import entropy, fit_batch_calibration, fit_correctness, margin
 from labeling.cascade import batch_of, fit_student_confidence, left_to_student, random_share
@@ -94,8 +93,7 @@ def make_plan(
     chosen, tried = _try_prompts(project, folder, engine, current, trials, known, on_record=on_record)
     candidates += tried
     sentences.append(_prompt_sentence(current, chosen, tried))
-    if chosen is not current:
-        _ask_at_random(project, folder, engine, chosen, on_record)
+    _ask_before_learning(project, folder, engine, chosen, known, on_record)
     store = register(project, folder, engine, chosen)
     plan = _learned(project, folder, store, vectors, known, number=number, template=chosen)
     final = plan.model_copy(
@@ -226,19 +224,21 @@ def _right(
     return right
 
 
-def _ask_at_random(
+def _ask_before_learning(
     project: Project,
     folder: ProjectFolder,
     engine: Engine,
     prompt: Prompt,
+    known: Lesson,
     on_record: Callable[[], None] | None,
 ) -> None:
-    """Scores the random share with a new prompt, so that what is learned sees the mean that suggestions will see.
+    """Scores the reviewed records and the random share, where the prompt or the model is new to them: what the language
+    model is worth is learned on the ones, and the others make the mean that suggestions will see.
 
     The reviewed records alone are the unsure ones, and their mean is not the data's. Pre-annotation would ask the same
     records with the same prompt and finds their scores.
     """
-    ids = sorted(random_share(project, record_ids(project, folder)))
+    ids = sorted(random_share(project, record_ids(project, folder)) | set(known.ids))
     texts = texts_of(project, folder, ids)
     for _ in try_prompts(project, folder, engine, [prompt], ids, texts, on_record=on_record):
         pass
@@ -283,29 +283,30 @@ def _learned(
     shown = [record_id in base.exemplar_ids for record_id in known.ids]
     scores[shown], mass[shown] = np.nan, np.nan
     have: npt.NDArray[np.bool_] = np.asarray(np.isfinite(scores).all(axis=1), dtype=np.bool_)
-    batch = batch_of(project, folder, store)
-    rows = store.rows(["record_id", "log_probs"])
-    if batch is not None:
-        rows = rows.filter(pl.col("record_id").is_in(list(batch)))
-    every = np.array(rows["log_probs"].to_list(), dtype=np.float64).reshape(-1, len(labels))
-    strength, words = 1.0, []
-    if len(every) and have.sum() >= 2:
-        together = np.concatenate([scores[have], every])
-        told = [label for label, there in zip(known.labels, have, strict=True) if there] + [None] * len(every)
-        fit = fit_batch_calibration(together, labels=labels, gold=told, seed=project.seed)
-        strength = fit.strength
-        words.append(f"Batch calibration {strength:g}, chosen on {int(have.sum())} reviewed records.")
-    base = base.model_copy(update={"strength": strength, "sentences": tuple(words)})
+    # The mean that the suggestions will use; the reviewed records are the unsure ones, and theirs is another.
+    calibration = Suggester(project, base, store, None, batch=batch_of(project, folder, store)).calibration
+    words = []
+    if have.sum() >= 2:
+        calibration = fit_batch_calibration(
+            scores[have],
+            labels=labels,
+            gold=[label for label, there in zip(known.labels, have, strict=True) if there],
+            mean_scores=calibration.mean_scores,
+            seed=project.seed,
+        )
+        words.append(
+            f"Batch calibration {calibration.strength:g}, chosen on {int(have.sum())} reviewed records."
+        )
+    base = base.model_copy(update={"strength": calibration.strength, "sentences": tuple(words)})
     if vectors is None or len(known.ids) < STACK_FROM or len(set(known.labels)) < 2:
         return base.model_copy(
             update={
                 "sentences": (*words, f"No student: {len(known.ids)} reviewed records (needs {STACK_FROM}).")
             }
         )
-    suggester = Suggester(project, base, store, None, batch=batch)
     llm = np.full(scores.shape, np.nan)
     if have.any():
-        llm[have] = suggester.calibration.apply(scores[have])
+        llm[have] = calibration.apply(scores[have])
     matrix = vectors.of(known.ids)
     fitted = fit_stack(
         matrix,

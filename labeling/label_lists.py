@@ -86,7 +86,9 @@ class LabelLists:
         self._labels = {label.name: label for label in labels}
         self._codes = {code.label: code for code in prompt.codes}
         self._vectors, self._of_labels = vectors, of_labels
-        self._dealt = list(self._codes)
+        self._dealt = list(self._labels)
+        # Bound the other way round (`try_other_order`), every list is, not just the one that they are dealt from.
+        self._turned = list(self._codes) == self._dealt[::-1]
         if prompt.listing.orders > 1:
             random.Random(prompt.listing.seed).shuffle(self._dealt)
         self._made: dict[tuple[str, ...], Prompt] = {}
@@ -113,7 +115,8 @@ class LabelLists:
         orders = self._prompt.listing.orders
         digest = hashlib.sha256(f"{self._prompt.listing.seed}|{record_id}".encode()).digest()
         start = (int.from_bytes(digest[:8], "big") % orders) * len(self._dealt) // orders
-        return self._dealt[start:] + self._dealt[:start]
+        order = self._dealt[start:] + self._dealt[:start]
+        return order[::-1] if self._turned else order
 
     def _codes_of(self, listed: Sequence[str]) -> tuple[LabelCode, ...]:
         """A part of the labels may be told apart by words where all of them need letters."""

@@ -32,7 +32,7 @@ from labeling.selection import self_test_sample, simple_random_sample
 from labeling.storage import Table, read_json, write_json
 from labeling.suggesting import Suggester
 from schemas import tables
-from schemas.errors import SourceError
+from schemas.errors import ProjectError, SourceError
 from schemas.plan import Plan
 from schemas.project import Project
 from schemas.values import Value
@@ -91,6 +91,23 @@ def bound_prompts(project: Project, folder: ProjectFolder, engine: Engine) -> li
         bind(load_template(name, folder.root), project, codes, listing=listing)
         for name in project.prompts.files
     ]
+
+
+def label_numbers(labels: Sequence[str], told: Sequence[Value]) -> npt.NDArray[np.int64]:
+    """(n,) place of each label of the sample in the project's list.
+
+    Raises:
+        ProjectError: one is no label of the project any more.
+    """
+    gone = sorted({str(value) for value in told if value not in labels})
+    if gone:
+        raise ProjectError(
+            "schema.labels",
+            found=f"no label {gone[0]!r}, which records of the sample were given",
+            expected="every label that the sample was labelled with",
+            next_step="Put it back; other labels need a new project.",
+        )
+    return np.array([labels.index(str(value)) for value in told], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -203,7 +220,7 @@ def measure_prompts(
     sample = sorted(truth)
     texts = texts_of(project, folder, sample)
     labels = project.label_schema.names
-    gold = np.array([labels.index(truth[record_id]) for record_id in sample])
+    gold = label_numbers(labels, [truth[record_id] for record_id in sample])
     candidates: list[dict[str, Any]] = []
     predictions: list[npt.NDArray[np.int64]] = []
     tries: list[Tried] = []

@@ -356,7 +356,9 @@ def fit_stack(
         "neighbours": _votes_out_of_sample(vectors, gold, labels=labels, fold_of=fold_of),
     }
     ordered = [parts[name] for name in PARTS]
-    possible = [weights for weights in _WEIGHTS if lexical_student or not weights[PARTS.index("lexical")]]
+    # A part that says nothing of these records has shown nothing, and would come in with any weight.
+    silent = [index for index, part in enumerate(ordered) if np.isnan(part).all()]
+    possible = [weights for weights in _WEIGHTS if not any(weights[index] for index in silent)]
     losses = _losses_by_weight(ordered, codes, possible)
     out_of_sample = np.empty((len(gold), len(labels)))
     for fold in np.unique(fold_of):

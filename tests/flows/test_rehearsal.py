@@ -7,10 +7,17 @@ from typing import Any
 
 import polars as pl
 import pytest
-from small_projects import RELEASE_FILES
+from letters import letters
+from small_projects import RELEASE_FILES, write_project
 
+from countersign.rehearsing import Rehearsal
+from labeling.database import accounts, queue, rounds
+from labeling.database.opening import project_database
 from labeling.paths import ProjectFolder
+from labeling.project_file import load_project
 from labeling.storage import read_json
+from labeling.task_types import task_type
+from schemas.review import Action, DecisionIn
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +200,51 @@ def test_a_setup_that_did_not_pass_is_measured_anew_when_more_of_it_is_labelled(
     assert read_json(setup)["accuracy"]["n"] == 90
     assert answer["phase"] == "review"
     assert all(engine.asked[text] == count for text, count in asked.items()), "nothing is asked twice"
+
+
+def test_records_that_come_in_after_the_drafts_do_not_begin_the_sample_again(
+    installation: Any, lettered: Callable[..., Any]
+) -> None:
+    root, _ = lettered(60, setup={"sample": 20, "threshold": 0.1})
+    installation.command("run", root, check=3)
+    project, folder = load_project(root)
+    with project_database(project, folder) as db:
+        person = accounts.local_user(db)
+        while given := queue.claim(db, person.id):
+            label = "beta" if "beta" in given.text else "alpha"
+            decision = DecisionIn(
+                assignment_id=given.assignment_id,
+                idempotency_key=f"of-sample-{given.assignment_id}",
+                expected_version=given.version,
+                action=Action.CORRECT,
+                value=label,
+                seconds=1.0,
+            )
+            queue.decide(db, person.id, decision, check_value=task_type(project).check)
+    installation.command("run", root, "--until", "pre_annotate")
+    with (root / "records.jsonl").open("a") as source:
+        source.writelines(json.dumps({**row, "id": f"new{row['id']}"}) + "\n" for row in letters(60, seed=8))
+
+    again = "import sys; from flows.setup import setup; print(setup(run={'project': sys.argv[1]}))"
+    assert installation.start(again, root).wait(120) == 0
+
+    _, status = installation.command("status", root)
+    assert status["records"] == 120 and status["phase"] == "review"
+    with project_database(project, folder) as db:
+        assert rounds.progress(db, 1).open == 0
+
+
+@pytest.mark.parametrize(("annotators", "overlap", "share"), [(1, 2, 0.0), (2, 2, 0.4), (5, 3, 0.4)])
+def test_a_rehearsed_round_asks_for_no_more_people_than_are_simulated(
+    tmp_path: Path, annotators: int, overlap: int, share: float
+) -> None:
+    route = {"pool": "night shift", "source": "records.jsonl"}
+    review = {"overlap": 3, "overlap_share": 0.4, "routes": [route]}
+    original, home = write_project(tmp_path / "project", [{"text": "a", "label": "alpha"}], review=review)
+    rehearsal = Rehearsal(home.root, "label", annotators=annotators)
+
+    rehearsal._prepare(original, home, tmp_path / "rehearsed")
+
+    made, _ = load_project(tmp_path / "rehearsed")
+    assert (made.review.overlap, made.review.overlap_share) == (overlap, share)
+    assert made.review.routes == (), "nobody belongs to a pool"

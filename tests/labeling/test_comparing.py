@@ -1,6 +1,8 @@
 """Models side by side on reviewed records, and the throughput of the hardware, with a scripted engine."""
 
+import re
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -12,8 +14,10 @@ from labeling.comparing import PACE_RECORDS, compare, comparison_table
 from labeling.engines.http import EngineConnection
 from labeling.engines.llama_server import LlamaServer
 from labeling.engines.ollama_server import OllamaServer
+from labeling.engines.opening import connect_engine
 from labeling.ingest import ingest
 from labeling.record_store import record_ids, texts_of
+from labeling.setup import measure_prompts
 from labeling.storage import project_lock
 from schemas.errors import BusyError, ProjectError, SourceError
 
@@ -66,6 +70,27 @@ def test_the_pace_is_measured_on_texts_that_no_cache_holds_the_start_of(
     assert not any(asked.startswith(text) for asked in paced for text in texts)
 
 
+def test_the_pace_is_measured_with_the_start_of_the_prompt_in_the_cache(
+    scripted: ScriptedEngine, project_folder: ProjectFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, folder, truth = project_with(scripted, project_folder)
+    complete, warmed, paced = scripted.completion, [""], []
+
+    def remember(body: dict[str, Any]) -> dict[str, Any]:
+        asked = scripted.text_of(body["prompt"])
+        if not body.get("n_predict"):
+            warmed[0] = asked
+        elif re.search(r"Text: [0-9a-f]{6} record", asked):
+            paced.append(asked.startswith(warmed[0]))
+        return complete(body)
+
+    monkeypatch.setattr(scripted, "completion", remember)
+
+    compare(project, folder, truth, ["scripted.gguf"])
+
+    assert paced == [True] * PACE_RECORDS * len(project.prompts.files)
+
+
 def test_a_model_that_takes_what_is_named_first_is_found_out(
     scripted: ScriptedEngine, project_folder: ProjectFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,11 +138,34 @@ def test_a_llama_server_is_compared_with_one_model_only(
         compare(project, folder, truth, ["a", "b"])
 
 
+def test_a_llama_server_is_called_by_the_model_that_it_serves(
+    scripted: ScriptedEngine, project_folder: ProjectFactory
+) -> None:
+    project, folder, truth = project_with(scripted, project_folder)
+
+    answer = compare(project, folder, truth, ["qwen-72b"])
+
+    assert {row["model"] for row in answer["models"]} == {"scripted.gguf"}
+    assert answer["recommended"]["model"] == "scripted.gguf"
+
+
 def test_a_project_at_work_is_not_compared(scripted: ScriptedEngine, project_folder: ProjectFactory) -> None:
     project, folder, truth = project_with(scripted, project_folder)
 
     with project_lock(folder.lock, "pre-annotation"), pytest.raises(BusyError):
         compare(project, folder, truth, ["scripted.gguf"])
+
+
+def test_a_reviewed_label_that_is_gone_is_told(
+    scripted: ScriptedEngine, project_folder: ProjectFactory
+) -> None:
+    project, folder, truth = project_with(scripted, project_folder)
+    truth[next(iter(truth))] = "gamma"
+
+    with pytest.raises(ProjectError, match="no label 'gamma'"):
+        compare(project, folder, truth, ["scripted.gguf"])
+    with closing(connect_engine(project)) as engine, pytest.raises(ProjectError, match="no label 'gamma'"):
+        measure_prompts(project, folder, engine, truth)
 
 
 def test_too_few_reviewed_records_are_refused(

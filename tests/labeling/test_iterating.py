@@ -7,6 +7,8 @@ import pytest
 from rounds_of_work import Loop
 from scripted_engine import ScriptedEngine, code_id
 
+from labeling import iterating
+from labeling.calibration import BatchCalibration, fit_batch_calibration
 from labeling.engines.opening import connect_engine
 from labeling.iterating import (
     Lesson,
@@ -19,9 +21,10 @@ from labeling.iterating import (
 )
 from labeling.prompts import bind, prompt_of
 from labeling.reviewing import settled_values
-from labeling.score_store import register
+from labeling.score_store import ScoreStore, register
 from labeling.setup import bound_prompts, load_plan, try_prompts
 from labeling.storage import read_json, write_json
+from labeling.suggesting import Suggester
 from schemas.errors import StorageError
 from schemas.plan import Plan
 from tasks.reviewing import plan_next
@@ -265,6 +268,23 @@ def test_a_model_with_another_tokenizer_is_asked_for_its_own_label_tokens(new_lo
         assert loop.suggest(2)["rejected"] == 0
 
 
+def test_what_a_new_model_is_worth_is_learned_before_it_is_mixed_in(new_loop: type[Loop]) -> None:
+    loop = new_loop(prompts={"files": ["builtin:plain"], "exemplars": 0})
+    loop.setup()
+    loop.whole_round(1)
+    with ScriptedEngine() as other:
+        other.model_alias = "another.gguf"
+        settings = loop.project.engine.model_copy(update={"endpoints": (other.url,)})
+        loop.project = loop.project.model_copy(update={"engine": settings})
+        loop.engine.close()
+        loop.engine = connect_engine(loop.project)
+
+        plan = loop.iterate(1)
+
+    assert plan.identity_id != load_plan(loop.folder, 1).identity_id
+    assert "Batch calibration 1, chosen on 44 reviewed records." in plan.sentences
+
+
 # -- plan and gain ---------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +312,25 @@ def test_the_same_round_teaches_the_same_plan(copy_of_worked: Loop) -> None:
     first = load_plan(copy_of_worked.folder, 2)
 
     assert planned_again(copy_of_worked) == first
+
+
+def test_the_strength_is_chosen_with_the_mean_that_suggestions_will_use(
+    copy_of_worked: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, fits = copy_of_worked, []
+
+    def remember(*given: Any, **named: Any) -> BatchCalibration:
+        fits.append(fit_batch_calibration(*given, **named))
+        return fits[-1]
+
+    monkeypatch.setattr(iterating, "fit_batch_calibration", remember)
+
+    plan = planned_again(loop)
+
+    store = ScoreStore(loop.project, loop.folder, identity_id=plan.identity_id, prompt_id=plan.prompt_id)
+    used = Suggester(loop.project, plan, store, None).calibration
+    (fit,) = fits
+    assert fit.mean_scores == pytest.approx(used.mean_scores)
 
 
 def test_too_few_reviewed_records_make_no_student(new_loop: type[Loop]) -> None:

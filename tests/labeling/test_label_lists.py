@@ -125,6 +125,16 @@ def test_the_order_follows_from_the_record_and_the_seed_alone() -> None:
     assert any(order(5, f"r{number}") != order(6, f"r{number}") for number in range(4))
 
 
+def test_the_other_way_round_is_that_of_each_records_own_list() -> None:
+    prompt = a_prompt(Listing(orders=4, seed=5))
+    turned = bind(prompt.template, PROJECT, prompt.codes[::-1], listing=prompt.listing)
+    one, other = (LabelLists(each, LABELS, first_token, style="auto") for each in (prompt, turned))
+
+    for record in (f"r{number}" for number in range(8)):
+        listed = [code.label for code in one.prompt_for(record).codes]
+        assert [code.label for code in other.prompt_for(record).codes] == listed[::-1]
+
+
 def test_a_prompt_with_a_list_of_its_own_a_record_is_another_version_and_reads_back() -> None:
     listed, plain = a_prompt(Listing(orders=4, seed=5)), a_prompt(Listing())
 

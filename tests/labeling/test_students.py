@@ -145,6 +145,13 @@ def test_without_llm_scores_the_other_two_share_the_weight() -> None:
     assert np.isnan(fit.parts_out_of_sample["llm"]).all()
 
 
+def test_a_part_that_said_nothing_gets_no_weight() -> None:
+    for seed in range(12):
+        embeddings, gold = clouds(44, spread=1.0, seed=seed)
+        stack = fit_stack(embeddings, gold, labels=LABELS).stack
+        assert stack.weights[PARTS.index("llm")] == 0
+
+
 def test_a_record_the_llm_failed_on_is_decided_by_the_others() -> None:
     embeddings, gold = clouds(120, spread=0.3, seed=0)
     scores = scores_of(gold, strength=3, seed=1)

@@ -17,7 +17,7 @@ from labeling.storage import Table, read_json
 from labeling.suggesting import Suggester, load_suggestions, write_suggestions
 from labeling.tracing import trace
 from schemas import tables
-from schemas.errors import ProjectError
+from schemas.errors import ProjectError, StorageError
 from schemas.project import Label
 from schemas.values import TaskType
 
@@ -234,6 +234,17 @@ def test_exact_duplicates_are_not_suggested(new_loop: type[Loop]) -> None:
 
 def _all_ids(loop: Loop) -> list[str]:
     return list(Table(loop.folder.records, tables.records(TASK)).read(["record_id"])["record_id"])
+
+
+def test_a_record_without_a_vector_is_named_with_what_to_do(copy_of_worked: Loop) -> None:
+    loop = copy_of_worked
+    with (loop.folder.root / "records.jsonl").open("a") as source:
+        source.write('{"key": "new", "text": "nobody made a vector of this one", "truth": "alpha"}\n')
+    ingest(loop.project, loop.folder)
+    loop.iterate(2)
+
+    with pytest.raises(StorageError, match="run the setup flow: it makes what is missing"):
+        loop.suggest(3)
 
 
 # -- labels that change after the plan was made ----------------------------------------------------------------------

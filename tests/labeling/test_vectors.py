@@ -65,17 +65,6 @@ def test_a_project_that_kept_no_note_of_its_model_finds_its_vectors(project_fold
     assert vectors is not None and vectors.model_id == "mine-0123456789ab"
 
 
-def test_a_record_without_a_vector_is_named(project_folder: ProjectFactory) -> None:
-    project, folder = project_folder([{"text": "short"}], labels=["a", "b"], embedding={"model": "mine"})
-    ingest(project, folder)
-    embed_missing(project, folder, Embedder("mine", 0))
-    vectors = Vectors.load(project, folder)
-    assert vectors is not None
-
-    with pytest.raises(StorageError, match=r"vectors of mine: found none of 1 records, for example r-new"):
-        vectors.of([*record_ids(project, folder), "r-new"])
-
-
 def test_a_student_reads_the_vectors_it_was_taught_with_whatever_the_project_names_by_now(
     copy_of_worked: Loop,
 ) -> None:
