@@ -9,7 +9,8 @@ from flows.parameters import SetupRun
 from labeling.database import rounds
 from labeling.database.opening import project_database
 from labeling.project_file import load_project
-from labeling.storage import read_json
+from labeling.storage import Table, read_json
+from schemas import tables
 from schemas.review import Verdict
 from tasks.preparation import embed_records, ingest_sources, measure, queue_setup_sample
 
@@ -17,7 +18,8 @@ from tasks.preparation import embed_records, ingest_sources, measure, queue_setu
 @flow(name="setup", persist_result=True)
 def setup(run: SetupRun) -> dict[str, Any]:
     """Reads what is new in the sources, draws the sample and puts it before people. Once they have labelled it, tries
-    every prompt on it; the best is held against the threshold with its interval.
+    every prompt on it; the best is held against the threshold with its interval. Run again after the sample was made
+    larger, a prompt changed or another model taken, it measures anew, as long as nothing is drafted.
 
     Returns what the phase waits for, if anything: the sample, or a lead's word on a gate that was not passed.
     """
@@ -29,15 +31,21 @@ def setup(run: SetupRun) -> dict[str, Any]:
     if sample["missing"]:
         waiting = f"{sample['missing']} sample records to be labelled blind"
         return {"phase": "setup", "round": 1, "state": "waiting", "waiting_for": [waiting], **counts}
-    figures = read_json(folder.round(1).setup) if folder.round(1).setup.is_file() else measure(project)
+    here = folder.round(1)
+    before = read_json(here.setup) if here.setup.is_file() else None
+    # Once the round is drafted its plan stands; until then a larger sample, another prompt or model is measured anew.
+    drafted = Table(here.rejected, tables.rejected(loaded.label_schema.task)).exists
+    figures = before if before is not None and drafted else measure(project)
     _show(loaded.name, figures)
     with project_database(loaded, folder, rehearsal=rehearsal) as db:
         passed = figures["verdict"] == "pass"
         if not passed:
             record = rounds.gate_record(db, "setup", 1)
-            if record is None:
+            # A signature is for the figures that it was given on.
+            if record is None or figures != before:
                 rounds.open_gate(db, "setup", 1, figures)
-            passed = record is not None and record.verdict is Verdict.APPROVE
+            elif record.verdict is Verdict.APPROVE:
+                passed = True
     state = {"phase": "setup", "round": 1, "figures": figures, **counts}
     if passed:
         return {**state, "state": "done", "waiting_for": []}

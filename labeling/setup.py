@@ -34,7 +34,7 @@ from labeling.suggesting import Suggester
 from schemas.errors import SourceError
 from schemas.plan import Plan
 from schemas.project import Project
-from schemas.values import Value
+from schemas.values import Value, content_hash
 
 STRENGTHS = (0.0, 1.0)
 
@@ -207,6 +207,7 @@ def measure_prompts(
     predictions: list[npt.NDArray[np.int64]] = []
     tries: list[Tried] = []
     prompts = bound_prompts(project, folder, engine)
+    basis = _basis(project, engine, prompts, truth)
     keep_self_test(project, folder, engine, prompts[0], 1)
     for tried in try_prompts(project, folder, engine, prompts, sample, texts, on_record=on_record):
         store, usable = tried.store, tried.usable
@@ -233,6 +234,7 @@ def measure_prompts(
     figures["changed_by_label_order"] = chosen.changed_by_order(turned, labels, winner["strength"])
     lists = label_lists(project, folder, engine, chosen.prompt)
     figures["shortlist"] = None if lists is None else shortlist_figures(chosen.prompt, lists, truth)
+    figures["basis"] = basis
     correctness = _first_confidence(project, folder, winner, sample, texts, gold)
     plan = Plan(
         round=1,
@@ -251,6 +253,29 @@ def measure_prompts(
         ),
     )
     return plan, figures
+
+
+def kept_figures(
+    project: Project, folder: ProjectFolder, engine: Engine, truth: Mapping[str, Value]
+) -> dict[str, Any] | None:
+    """The figures of the setup while they are those of this sample, these prompts and this model; None otherwise."""
+    if not folder.round(1).setup.is_file():
+        return None
+    figures: dict[str, Any] = read_json(folder.round(1).setup)
+    basis = _basis(project, engine, bound_prompts(project, folder, engine), truth)
+    return figures if figures.get("basis") == basis else None
+
+
+def _basis(project: Project, engine: Engine, prompts: Sequence[Prompt], truth: Mapping[str, Value]) -> str:
+    """Content hash of all that the figures of the setup depend on."""
+    return content_hash(
+        {
+            "engine": engine.identity().as_dict(),
+            "prompts": [prompt.prompt_id for prompt in prompts],
+            "truth": dict(truth),
+            "threshold": project.setup.threshold,
+        }
+    )
 
 
 def shortlist_figures(prompt: Prompt, lists: LabelLists, truth: Mapping[str, Value]) -> dict[str, Any] | None:
