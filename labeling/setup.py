@@ -31,7 +31,7 @@ from labeling.score_store import ScoreStore, register, score_missing
 from labeling.selection import self_test_sample, simple_random_sample
 from labeling.storage import read_json, write_json
 from labeling.suggesting import Suggester
-from schemas.errors import SourceError
+from schemas.errors import LabelsNotTold, SourceError
 from schemas.plan import Plan
 from schemas.project import Project
 from schemas.values import Value, content_hash
@@ -94,13 +94,17 @@ def bound_prompts(project: Project, folder: ProjectFolder, engine: Engine) -> li
 
 @dataclass(frozen=True)
 class Tried:
-    """A prompt on n records: (n, K) raw log-probabilities, (n,) label mass, and which rows are usable."""
+    """A prompt on n records: (n, K) raw log-probabilities, (n,) label mass, and which rows are usable.
+
+    `given_up`: it made the model think of no label so often that the rest was not asked.
+    """
 
     prompt: Prompt
     store: ScoreStore
     scores: npt.NDArray[np.float64]
     mass: npt.NDArray[np.float64]
     usable: npt.NDArray[np.bool_]
+    given_up: LabelsNotTold | None = None
 
     def calibrated(self, labels: Sequence[str], strength: float) -> npt.NDArray[np.float64]:
         """(n, K) log-probabilities after batch calibration; rows of NaN where not usable."""
@@ -141,21 +145,29 @@ def try_prompts(
     *,
     on_record: Callable[[], None] | None = None,
 ) -> Iterator[Tried]:
-    """Scores records with each prompt; what was asked before is read from the store."""
+    """Scores records with each prompt; what was asked before is read from the store.
+
+    A prompt that makes the model think of no label is given up, with all that it was not asked as unusable: it is what
+    the trial is for.
+    """
     for prompt in prompts:
         store = register(project, folder, engine, prompt)
         engine.warm(engine.tokenize(prompt.prefix))
-        for _ in score_missing(
-            engine,
-            prompt,
-            store,
-            ((record_id, texts[record_id]) for record_id in record_ids),
-            project=project,
-            folder=folder,
-            known=store.known(),
-            on_record=on_record,
-        ):
-            pass
+        given_up = None
+        try:
+            for _ in score_missing(
+                engine,
+                prompt,
+                store,
+                ((record_id, texts[record_id]) for record_id in record_ids),
+                project=project,
+                folder=folder,
+                known=store.known(),
+                on_record=on_record,
+            ):
+                pass
+        except LabelsNotTold as error:
+            given_up = error
         scores, mass = store.matrix(record_ids)
         width = len(project.label_schema.names)
         usable: npt.NDArray[np.bool_] = (
@@ -163,7 +175,7 @@ def try_prompts(
             if scores.shape[1] == width
             else np.zeros(len(record_ids), dtype=np.bool_)
         )
-        yield Tried(prompt, store, scores, mass, usable)
+        yield Tried(prompt, store, scores, mass, usable, given_up)
 
 
 def try_other_order(
@@ -227,6 +239,9 @@ def measure_prompts(
                     "label_mass": float(np.nanmean(tried.mass)) if usable.any() else None,
                 }
             )
+    useless = [tried.given_up for tried in tries if tried.given_up is not None]
+    if len(useless) == len(tries):
+        raise useless[0]
     best = max(range(len(candidates)), key=lambda index: (candidates[index]["right"], -index))
     winner, chosen = candidates[best], tries[best // len(STRENGTHS)]
     figures = _figures(project, candidates, best, gold, predictions[best])
@@ -419,11 +434,15 @@ def _on_the_sample(
     store = register(project, folder, engine, prompt)
     texts = texts_of(project, folder, ids)
     first = asked = 0
-    for outcome in score_missing(
-        engine, prompt, store, iter(texts.items()), project=project, folder=folder, known=store.known()
-    ):
-        first += sum(row.label_first for row in outcome.scored)
-        asked += len(outcome.scored) + len(outcome.set_aside)
+    known = store.known()
+    try:
+        for outcome in score_missing(
+            engine, prompt, store, iter(texts.items()), project=project, folder=folder, known=known
+        ):
+            first += sum(row.label_first for row in outcome.scored)
+            asked += len(outcome.scored) + len(outcome.set_aside)
+    except LabelsNotTold as error:
+        return (Point("labels come first", False, False, f"{error.found}.", error.next_step),)
     point = labels_first(first, asked)
     # A label that was not listed is not told either.
     if engine.tells is None or prompt.listing.most is not None:
