@@ -6,6 +6,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from flows.parameters import SetupRun
+from labeling.checking import require_task
 from labeling.database import rounds
 from labeling.database.opening import project_database
 from labeling.project_file import load_project
@@ -25,6 +26,7 @@ def setup(run: SetupRun) -> dict[str, Any]:
     """
     project, rehearsal = run.project, run.rehearsal
     loaded, folder = load_project(project)
+    require_task(loaded)
     counts = ingest_sources(project)
     embed_records(project)
     sample = queue_setup_sample(project, rehearsal)
