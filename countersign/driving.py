@@ -122,7 +122,8 @@ def drive(root: Path, *, until: str | None, only_round: int | None) -> dict[str,
     """Runs phase after phase from where the project stands; stops at people, at the goal, or when all is labelled.
 
     The goal is phase `until` of round `only_round` (of the round at hand when only the phase is given, the last phase
-    when only the round is). Where the project is past it already, nothing is run.
+    when only the round is). Where the project is past it already, nothing is run, but for the phase that plans a round
+    nothing of which is drafted yet: after another model or prompt was taken that plan is made again.
     """
     answer: dict[str, Any] | None = None
     goal: tuple[int, int] | None = None
@@ -133,6 +134,10 @@ def drive(root: Path, *, until: str | None, only_round: int | None) -> dict[str,
             last = where.round if only_round is None else only_round
             goal = (last, PHASES.index(until) if until else len(PHASES))
         if goal is not None and (where.round, PHASES.index(where.phase)) > goal:
+            planned = ("setup", 1) if where.round == 1 else ("iterate", where.round - 1)
+            if answer is None and where.phase == "pre_annotate" and (until, goal[0]) == planned:
+                say(f"Round {goal[0]}, phase {until} again")
+                return run_phase(planned[0], folder.root, goal[0])
             break
         if (
             where.phase == "pre_annotate"

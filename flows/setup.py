@@ -7,6 +7,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 
 from flows.parameters import SetupRun
+from labeling.checking import require_task
 from labeling.database import rounds
 from labeling.database.connection import Database
 from labeling.database.opening import project_database
@@ -21,14 +22,15 @@ from tasks.preparation import embed_records, ingest_sources, measure, queue_setu
 @flow(name="setup", persist_result=True)
 def setup(run: SetupRun) -> dict[str, Any]:
     """Reads what is new in the sources, draws the sample and puts it before people. Once they have labelled it, tries
-    every prompt on it; the best is held against the threshold with its interval. As long as that has not passed, each
-    run measures anew (more may be labelled, prompts or model may have changed; what was asked before is not asked
-    again), and so does a run of this flow's own until there are drafts.
+    every prompt on it; the best is held against the threshold with its interval. After the sample was made larger, a
+    prompt changed or another model taken it measures anew: in a pipeline while it has not passed, run by itself until
+    there are drafts. What was asked before is not asked again.
 
     Returns what the phase waits for, if anything: the sample, or a lead's word on a gate that was not passed.
     """
     project, rehearsal = run.project, run.rehearsal
     loaded, folder = load_project(project)
+    require_task(loaded)
     counts = ingest_sources(project)
     embed_records(project)
     drafted = setup_stands(loaded, folder)

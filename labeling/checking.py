@@ -91,7 +91,8 @@ def _disk(project: Project, folder: ProjectFolder) -> None:
         )
 
 
-def _engine(project: Project, folder: ProjectFolder) -> None:
+def require_task(project: Project) -> None:
+    """Raises ProjectError for a task type that the flows do not label: before people are asked for anything."""
     if not task_type(project).one_token:
         raise ProjectError(
             "schema.task",
@@ -99,6 +100,10 @@ def _engine(project: Project, folder: ProjectFolder) -> None:
             expected="classification",
             next_step="The flows of this version label classification projects; the other task types follow.",
         )
+
+
+def _engine(project: Project, folder: ProjectFolder) -> None:
+    require_task(project)
     engine = connect_engine(project)
     try:
         codes = label_codes(project.label_schema.labels, engine.first_token, style=project.prompts.codes)

@@ -17,10 +17,10 @@ from labeling.engines.protocol import Engine
 from labeling.label_lists import label_lists
 from labeling.paths import ProjectFolder
 from labeling.prompts import Prompt
-from labeling.scoring import NO_ANSWER, BatchOutcome, score_batch
+from labeling.scoring import NO_ANSWER, NO_LABEL, BatchOutcome, score_batch
 from labeling.storage import Table, write_content_addressed
 from schemas import tables
-from schemas.errors import EngineUnavailable, IdentityChanged, TooManyRejected
+from schemas.errors import EngineUnavailable, IdentityChanged, LabelsNotTold, TooManyRejected
 from schemas.project import Project
 
 SCORED = pa.schema(
@@ -137,6 +137,7 @@ def score_missing(
         IdentityChanged: the model was swapped; nothing of the shard at hand is stored.
         TooManyRejected: the shard's set-aside share is above `quality.max_rejected_share`; it is not stored either.
             Shards too small to tell are judged together with those before them.
+        LabelsNotTold: so it is, and mostly because the model had no label in mind.
     """
     asked = lost = 0
     fresh = (record for record in records if record[0] not in known)
@@ -188,12 +189,18 @@ def _check_share(outcome: BatchOutcome, project: Project, *, lost: int, asked: i
         for item in outcome.set_aside:
             reason = item.reason.split(":", 1)[0]
             reasons[reason] = reasons.get(reason, 0) + 1
-        raise TooManyRejected(
+        of_the_prompt = 2 * reasons.get(NO_LABEL, 0) > len(outcome.set_aside)
+        kind = LabelsNotTold if of_the_prompt else TooManyRejected
+        raise kind(
             "pre-annotation",
             found=f"{lost} of {asked} records without a usable reply ({reasons}); "
             f"for example: {outcome.set_aside[0].reason}",
             expected=f"at most {project.quality.max_rejected_share:.0%} (quality.max_rejected_share)",
-            next_step="Check the engine; this shard was not stored, earlier ones were. Run again to go on.",
+            next_step="With this prompt the model hardly thinks of the labels: try other prompts or a larger model "
+            "(`countersign compare`), give each label a common `word`, or use llama-server or the embedded engine, "
+            "which tell every label. This shard was not stored, earlier ones were."
+            if of_the_prompt
+            else "Check the engine; this shard was not stored, earlier ones were. Run again to go on.",
         )
 
 

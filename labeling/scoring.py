@@ -23,6 +23,8 @@ MOST_CHARS_A_TOKEN = 8
 LEAST_PIECE = 32
 # Begins the reason where the engine was away: nothing is known against the record itself.
 NO_ANSWER = "no answer"
+# Begins it where the engine is sound and the model had no label in mind.
+NO_LABEL = "no label told"
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ def _score_one(
         except EngineError as error:
             if attempts >= _tries(error):
                 kind = NO_ANSWER if error.retryable else "unusable reply"
+                kind = NO_LABEL if isinstance(error, NoLabelTold) else kind
                 return SetAside(record_id, f"{kind}: {error.found}"[:300], str(error)[:4000], attempts)
             time.sleep(pause_s * 2 ** (attempts - 1))
 

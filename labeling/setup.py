@@ -32,10 +32,10 @@ from labeling.selection import self_test_sample, simple_random_sample
 from labeling.storage import Table, read_json, write_json
 from labeling.suggesting import Suggester
 from schemas import tables
-from schemas.errors import ProjectError, SourceError
+from schemas.errors import LabelsNotTold, ProjectError, SourceError
 from schemas.plan import Plan
 from schemas.project import Project
-from schemas.values import Value
+from schemas.values import Value, content_hash
 
 STRENGTHS = (0.0, 1.0)
 
@@ -112,13 +112,17 @@ def label_numbers(labels: Sequence[str], told: Sequence[Value]) -> npt.NDArray[n
 
 @dataclass(frozen=True)
 class Tried:
-    """A prompt on n records: (n, K) raw log-probabilities, (n,) label mass, and which rows are usable."""
+    """A prompt on n records: (n, K) raw log-probabilities, (n,) label mass, and which rows are usable.
+
+    `given_up`: it made the model think of no label so often that the rest was not asked.
+    """
 
     prompt: Prompt
     store: ScoreStore
     scores: npt.NDArray[np.float64]
     mass: npt.NDArray[np.float64]
     usable: npt.NDArray[np.bool_]
+    given_up: LabelsNotTold | None = None
 
     def calibrated(self, labels: Sequence[str], strength: float) -> npt.NDArray[np.float64]:
         """(n, K) log-probabilities after batch calibration; rows of NaN where not usable."""
@@ -159,21 +163,29 @@ def try_prompts(
     *,
     on_record: Callable[[], None] | None = None,
 ) -> Iterator[Tried]:
-    """Scores records with each prompt; what was asked before is read from the store."""
+    """Scores records with each prompt; what was asked before is read from the store.
+
+    A prompt that makes the model think of no label is given up, with all that it was not asked as unusable: it is what
+    the trial is for.
+    """
     for prompt in prompts:
         store = register(project, folder, engine, prompt)
         engine.warm(engine.tokenize(prompt.prefix))
-        for _ in score_missing(
-            engine,
-            prompt,
-            store,
-            ((record_id, texts[record_id]) for record_id in record_ids),
-            project=project,
-            folder=folder,
-            known=store.known(),
-            on_record=on_record,
-        ):
-            pass
+        given_up = None
+        try:
+            for _ in score_missing(
+                engine,
+                prompt,
+                store,
+                ((record_id, texts[record_id]) for record_id in record_ids),
+                project=project,
+                folder=folder,
+                known=store.known(),
+                on_record=on_record,
+            ):
+                pass
+        except LabelsNotTold as error:
+            given_up = error
         scores, mass = store.matrix(record_ids)
         width = len(project.label_schema.names)
         usable: npt.NDArray[np.bool_] = (
@@ -181,7 +193,7 @@ def try_prompts(
             if scores.shape[1] == width
             else np.zeros(len(record_ids), dtype=np.bool_)
         )
-        yield Tried(prompt, store, scores, mass, usable)
+        yield Tried(prompt, store, scores, mass, usable, given_up)
 
 
 def try_other_order(
@@ -225,6 +237,7 @@ def measure_prompts(
     predictions: list[npt.NDArray[np.int64]] = []
     tries: list[Tried] = []
     prompts = bound_prompts(project, folder, engine)
+    basis = _basis(project, engine, prompts, truth)
     keep_self_test(project, folder, engine, prompts[0], 1)
     for tried in try_prompts(project, folder, engine, prompts, sample, texts, on_record=on_record):
         store, usable = tried.store, tried.usable
@@ -244,6 +257,9 @@ def measure_prompts(
                     "label_mass": float(np.nanmean(tried.mass)) if usable.any() else None,
                 }
             )
+    useless = [tried.given_up for tried in tries if tried.given_up is not None]
+    if len(useless) == len(tries):
+        raise useless[0]
     best = max(range(len(candidates)), key=lambda index: (candidates[index]["right"], -index))
     winner, chosen = candidates[best], tries[best // len(STRENGTHS)]
     figures = _figures(project, candidates, best, gold, predictions[best])
@@ -251,6 +267,7 @@ def measure_prompts(
     figures["changed_by_label_order"] = chosen.changed_by_order(turned, labels, winner["strength"])
     lists = label_lists(project, folder, engine, chosen.prompt)
     figures["shortlist"] = None if lists is None else shortlist_figures(chosen.prompt, lists, truth)
+    figures["basis"] = basis
     correctness = _first_confidence(project, folder, winner, sample, texts, gold)
     plan = Plan(
         round=1,
@@ -269,6 +286,29 @@ def measure_prompts(
         ),
     )
     return plan, figures
+
+
+def kept_figures(
+    project: Project, folder: ProjectFolder, engine: Engine, truth: Mapping[str, Value]
+) -> dict[str, Any] | None:
+    """The figures of the setup while they are those of this sample, these prompts and this model; None otherwise."""
+    if not folder.round(1).setup.is_file():
+        return None
+    figures: dict[str, Any] = read_json(folder.round(1).setup)
+    basis = _basis(project, engine, bound_prompts(project, folder, engine), truth)
+    return figures if figures.get("basis") == basis else None
+
+
+def _basis(project: Project, engine: Engine, prompts: Sequence[Prompt], truth: Mapping[str, Value]) -> str:
+    """Content hash of all that the figures of the setup depend on."""
+    return content_hash(
+        {
+            "engine": engine.identity().as_dict(),
+            "prompts": [prompt.prompt_id for prompt in prompts],
+            "truth": dict(truth),
+            "threshold": project.setup.threshold,
+        }
+    )
 
 
 def shortlist_figures(prompt: Prompt, lists: LabelLists, truth: Mapping[str, Value]) -> dict[str, Any] | None:
@@ -412,11 +452,15 @@ def _on_the_sample(
     store = register(project, folder, engine, prompt)
     texts = texts_of(project, folder, ids)
     first = asked = 0
-    for outcome in score_missing(
-        engine, prompt, store, iter(texts.items()), project=project, folder=folder, known=store.known()
-    ):
-        first += sum(row.label_first for row in outcome.scored)
-        asked += len(outcome.scored) + len(outcome.set_aside)
+    known = store.known()
+    try:
+        for outcome in score_missing(
+            engine, prompt, store, iter(texts.items()), project=project, folder=folder, known=known
+        ):
+            first += sum(row.label_first for row in outcome.scored)
+            asked += len(outcome.scored) + len(outcome.set_aside)
+    except LabelsNotTold as error:
+        return (Point("labels come first", False, False, f"{error.found}.", error.next_step),)
     point = labels_first(first, asked)
     # A label that was not listed is not told either.
     if engine.tells is None or prompt.listing.most is not None:

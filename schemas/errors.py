@@ -124,3 +124,7 @@ class ReleaseBlocked(LabelingError):
 
 class TooManyRejected(LabelingError):
     """More replies were unusable than the project allows."""
+
+
+class LabelsNotTold(TooManyRejected):
+    """The engine answers, but with this prompt the model thinks of no label on too many records."""

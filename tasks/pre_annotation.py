@@ -35,11 +35,13 @@ def score_for_a_while(project_path: str, round_number: int) -> dict[str, Any]:
     with project_lock(folder.lock, "pre-annotation"):
         store = register(project, folder, engine, prompt)
         if store.identity_id != plan.identity_id:
+            planning = "setup" if round_number == 1 else f"iterate --round {round_number - 1}"
             raise IdentityChanged(
                 "engine",
                 found=f"identity {store.identity_id}",
                 expected=f"{plan.identity_id}, on which the plan of round {round_number} was made",
-                next_step="Run setup (or iterate) again so that the plan is made with the engine at hand.",
+                next_step="Put the old one back, or have the plan made again with the one at hand: `countersign run "
+                f"PROJECT --until {planning}`, or that phase in the Prefect UI.",
             )
         # It asks some records too: what is known is read afterwards.
         for warning in keep_self_test(project, folder, engine, prompt, round_number):

@@ -11,7 +11,7 @@ from labeling.ingest import ingest
 from labeling.project_file import load_project
 from labeling.record_store import embed_lexically, embed_missing, record_ids
 from labeling.reviewing import queue_sample, sample_labels
-from labeling.setup import draw_sample, measure_prompts, sample_gold, save_setup
+from labeling.setup import draw_sample, kept_figures, measure_prompts, sample_gold, save_setup
 from labeling.storage import project_lock
 from labeling.task_types import task_type
 from tasks.progress import Progress
@@ -69,7 +69,10 @@ def queue_setup_sample(project_path: str, rehearsal: bool) -> dict[str, Any]:
 
 @task(name="measure prompts", **RETRY)
 def measure(project_path: str) -> dict[str, Any]:
-    """Scores the sample with every prompt; writes the plan of round 1; returns the figures."""
+    """Scores the sample with every prompt; writes the plan of round 1; returns the figures.
+
+    Measured before with the same sample, prompts and model, it is not measured again.
+    """
     project, folder = load_project(project_path)
     sample = draw_sample(project, folder)
     truth = sample_gold(project, folder, sample)
@@ -77,6 +80,9 @@ def measure(project_path: str) -> dict[str, Any]:
         with project_database(project, folder) as db:
             truth = sample_labels(db)
     engine = shared_engine(project)
+    kept = kept_figures(project, folder, engine, truth)
+    if kept is not None:
+        return kept
     trials = len(project.prompts.files) + 1  # and the best once more with the labels in another order
     progress = Progress("prompt trial", len(truth) * trials, key=f"{project.name}-setup")
     with project_lock(folder.lock, "setup"):

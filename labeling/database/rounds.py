@@ -856,7 +856,11 @@ def _missing_decisions(conn: Connection, number: int) -> list[str]:
             _item.round == number, _item.stage == REVIEW, _item.done.is_(False), _item.overlap > labellers
         )
     ).scalar_one()
-    if crowded:
+    if crowded and not labellers:
+        sentences.append(
+            "Nobody has an account to label with yet: start `countersign review PROJECT`, then log in or invite people."
+        )
+    elif crowded:
         sentences.append(
             f"{_records(crowded)} {'asks' if crowded == 1 else 'ask'} for more annotators than the "
             f"{labellers} there are: invite more, or ask for fewer "

@@ -11,7 +11,7 @@ import numpy as np
 from labeling.engines.protocol import Engine, LabelScores, Tokens
 from labeling.multinomial import log_softmax
 from labeling.prompts import Prompt
-from schemas.errors import EngineError, PromptTooLong
+from schemas.errors import EngineError, NoLabelTold, PromptTooLong
 
 MOST_DIFFERENCE = 0.1  # nats: what batching may change of a label's renormalised log-probability
 OVERLAP = 0.6
@@ -56,6 +56,10 @@ def self_test(engine: Engine, prompt: Prompt, *, digest: str | None = None) -> t
         points.append(_at_once(engine, prompt))
     except PromptTooLong as error:
         points.append(Point("prompt fits", False, True, f"{error.found}.", error.next_step))
+    except NoLabelTold as error:
+        # The engine is sound; whether the prompt is, the records say, not these sentences.
+        sentence = f"A test sentence makes the model think of no label: {error.found}."
+        points.append(Point("labels come first", False, False, sentence, error.next_step))
     except EngineError as error:
         if error.retryable:
             raise

@@ -62,7 +62,7 @@ def label_log_probs(
             where,
             found=f"no label among the {len(told)} most likely tokens ({likely})",
             expected="one at least",
-            next_step="The record is set aside; another prompt may help (`countersign compare`).",
+            next_step="Another prompt may help (`countersign compare`), or a common `word` for each label.",
         )
     log_probs = tuple(log(fsum(share)) if share else UNREPORTED for share in shares)
     label_first = _owner(max(told, key=lambda text: told[text]), codes) is not None

@@ -248,3 +248,38 @@ def test_a_rehearsed_round_asks_for_no_more_people_than_are_simulated(
     made, _ = load_project(tmp_path / "rehearsed")
     assert (made.review.overlap, made.review.overlap_share) == (overlap, share)
     assert made.review.routes == (), "nobody belongs to a pool"
+
+
+def test_what_was_changed_before_the_first_drafts_is_measured_again(
+    installation: Any, lettered: Callable[..., Any]
+) -> None:
+    root, engine = lettered(60, setup={"sample": 20, "threshold": 0.999}, review={"round_records": 20})
+
+    def change(old: str, new: str) -> None:
+        text = (root / "project.yaml").read_text()
+        assert old in text
+        (root / "project.yaml").write_text(text.replace(old, new))
+
+    def sample_of_the_plan() -> tuple[int, str]:
+        setup = json.loads((root / "rounds/01/setup.json").read_text())
+        plan = json.loads((root / "rounds/01/plan.json").read_text())
+        return setup["accuracy"]["n"], plan["identity_id"]
+
+    change("  id: id\n", "  id: id\n  gold: label\n")
+    _, answer = installation.command("run", root, check=3)
+    assert answer["waiting_for"][0].startswith("the setup gate"), answer
+    first = sample_of_the_plan()
+    installation.command("gate", root, "reject", "--by", "local", "--note", "too few records")
+    change("sample: 20", "sample: 40")
+    installation.command("run", root, check=3)
+    assert sample_of_the_plan() == (40, first[1]), "a larger sample settles what a smaller one did not"
+
+    installation.command("gate", root, "approve", "--by", "local", "--note", "good enough")
+    engine.model_alias = "another.gguf"
+    _, answer = installation.command("run", root, check=1)
+    assert "--until setup" in answer["problems"][0]["next"]
+    _, answer = installation.command("run", root, "--until", "setup", check=3)
+    assert answer["waiting_for"][0].startswith("the setup gate"), "nobody has signed for this model"
+    assert sample_of_the_plan()[1] != first[1]
+    installation.command("gate", root, "approve", "--by", "local", "--note", "this one too")
+    installation.command("run", root, "--until", "pre_annotate")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_projects import ProjectFactory
@@ -30,3 +31,17 @@ def test_a_refused_run_says_why_once_and_without_a_traceback(refused: Path) -> N
     assert ran.returncode == 1
     assert "Traceback" not in ran.stderr and "Finished in state" not in ran.stderr
     assert ran.stderr.count("records to label") == 1
+
+
+@pytest.mark.parametrize("task", ["multilabel", "entities", "pairs"])
+def test_a_task_that_is_not_labelled_yet_is_refused_before_anybody_labels_a_sample(
+    task: str, installation: Any, tmp_path: Path
+) -> None:
+    rows = "".join(f"text number {number}\n" for number in range(70))
+    (tmp_path / "rows.csv").write_text(f"text\n{rows}")
+    installation.command("init", tmp_path / "other", "--task", task, "--from", tmp_path / "rows.csv")
+
+    _, answer = installation.command("run", tmp_path / "other", check=1)
+
+    (problem,) = answer["problems"]
+    assert (problem["path"], problem["found"], problem["expected"]) == ("schema.task", task, "classification")

@@ -24,14 +24,16 @@ from labeling.engines.top_tokens import check_count, label_log_probs
 from labeling.engines.vocabulary import Vocabulary
 from labeling.ingest import ingest
 from labeling.prompts import Prompt, PromptTemplate, label_codes
+from labeling.record_store import record_ids, texts_of
 from labeling.score_store import register, score_missing
 from labeling.scoring import BatchOutcome, score_batch
-from labeling.setup import bound_prompts, keep_self_test
+from labeling.setup import bound_prompts, keep_self_test, measure_prompts
 from labeling.storage import read_json
 from schemas.errors import (
     EngineError,
     EngineUnavailable,
     IdentityChanged,
+    LabelsNotTold,
     ModelFileError,
     NoLabelTold,
     ProjectError,
@@ -953,3 +955,38 @@ def test_a_label_that_is_told_on_no_record_is_named(
     points = {point["name"]: point for point in read_json(folder.round(1).self_test)["points"]}
     assert points["labels are told"]["passed"] is ("Warranty" not in labels)
     assert not points["labels are told"]["critical"]
+
+
+@pytest.mark.parametrize("useless", [0, 1])
+def test_a_prompt_that_makes_the_model_think_of_no_label_loses_the_trial_and_does_not_end_it(
+    useless: int, kind: str, scripted: ScriptedEngine, project_folder: ProjectFactory
+) -> None:
+    files = ["builtin:plain", "builtin:plain"]
+    files[useless] = "absent.jinja"
+    project, folder = project_folder(
+        [{"text": f"text {number} of {('alpha', 'beta')[number % 2]}"} for number in range(60)],
+        labels=("alpha", "beta"),
+        engine={"kind": kind, "model": "scripted.gguf", "context": 512, "endpoints": [scripted.url]},
+        prompts={"files": files},
+    )
+    (folder.root / "absent.jinja").write_text("{{ labels[0].shown }}\nText: absent-minded {{ text }}\nLabel:")
+    scripted.misbehave("absent-minded text", "look-alike label")
+    scripted.misbehave("absent-minded The delivery", "look-alike label")  # of the self-test
+    ingest(project, folder)
+    engine = connect_engine(project)
+    texts = texts_of(project, folder, record_ids(project, folder))
+    truth = {record_id: text.rsplit(" ", 1)[1] for record_id, text in texts.items()}
+
+    plan, figures = measure_prompts(project, folder, engine, truth)
+
+    assert plan.template == "builtin:plain"
+    assert figures["accuracy"]["value"] > 0.9
+    lost = [one for one in figures["candidates"] if one["template"] == "absent.jinja"]
+    assert [(one["right"], one["unusable"]) for one in lost] == [(0, 60), (0, 60)]
+
+    alone = project.model_copy(
+        update={"prompts": project.prompts.model_copy(update={"files": ("absent.jinja",)})}
+    )
+    with pytest.raises(LabelsNotTold) as caught:
+        measure_prompts(alone, folder, engine, truth)
+    assert "try other prompts" in caught.value.next_step

@@ -174,6 +174,13 @@ def test_an_empty_queue_is_not_a_finished_round(clinic: Clinic) -> None:
     assert rounds.missing(clinic.db, 1) == ["Nothing has been put into the queue of round 1."]
 
 
+def test_a_round_before_anybody_has_an_account_asks_for_the_first_one(clinic: Clinic) -> None:
+    clinic.round(2)
+    assert rounds.missing(clinic.db, 1)[-1].startswith("Nobody has an account to label with yet")
+    clinic.person("Ana")
+    assert len(rounds.missing(clinic.db, 1)) == 1
+
+
 def test_reducing_the_overlap_lets_a_round_finish_after_a_colleague_left(clinic: Clinic) -> None:
     ana, lea = clinic.person("Ana"), clinic.person("Lea", Role.MANAGER)
     clinic.round(2, overlap=3)
