@@ -474,8 +474,8 @@ def _on_the_sample(
 
 def save_setup(folder: ProjectFolder, plan: Plan, figures: dict[str, Any]) -> None:
     """Writes the plan of round 1 and the figures of the setup."""
-    write_json(folder.round(1).setup, figures)
     write_json(folder.round(1).plan, plan.model_dump())
+    write_json(folder.round(1).setup, figures)  # last: where the figures are, the plan is
 
 
 def setup_stands(project: Project, folder: ProjectFolder) -> bool:
