@@ -28,11 +28,12 @@ from labeling.paths import ProjectFolder
 from labeling.prompts import Prompt, bind, label_codes, load_template
 from labeling.record_store import record_ids, rows_of, texts_of
 from labeling.score_store import ScoreStore, register, score_missing
+from labeling.scoring import NO_ANSWER
 from labeling.selection import self_test_sample, simple_random_sample
 from labeling.storage import Table, read_json, write_json
 from labeling.suggesting import Suggester
 from schemas import tables
-from schemas.errors import ProjectError, SourceError
+from schemas.errors import ProjectError, SourceError, TooManyRejected
 from schemas.plan import Plan
 from schemas.project import Project
 from schemas.values import Value
@@ -159,11 +160,14 @@ def try_prompts(
     *,
     on_record: Callable[[], None] | None = None,
 ) -> Iterator[Tried]:
-    """Scores records with each prompt; what was asked before is read from the store."""
+    """Scores records with each prompt; what was asked before is read from the store.
+
+    A prompt with too many unusable replies is tried no further: what has no score counts as not usable.
+    """
     for prompt in prompts:
         store = register(project, folder, engine, prompt)
         engine.warm(engine.tokenize(prompt.prefix))
-        for _ in score_missing(
+        outcomes = score_missing(
             engine,
             prompt,
             store,
@@ -172,8 +176,14 @@ def try_prompts(
             folder=folder,
             known=store.known(),
             on_record=on_record,
-        ):
-            pass
+        )
+        try:
+            for _ in outcomes:
+                pass
+        except TooManyRejected as error:
+            # Against a prompt, not against the trial of the others; an engine that is away is against neither.
+            if NO_ANSWER in error.found:
+                raise
         scores, mass = store.matrix(record_ids)
         width = len(project.label_schema.names)
         usable: npt.NDArray[np.bool_] = (
