@@ -217,6 +217,15 @@ def test_the_bench_counts_what_it_did(scripted: ScriptedEngine, connect: Callabl
     assert answer["hardware"] in bench_row(answer)
 
 
+def test_a_context_too_small_for_the_bench_is_told(
+    scripted: ScriptedEngine, connect: Callable[..., LlamaServer]
+) -> None:
+    scripted.context = 256
+
+    with pytest.raises(ProjectError, match="Raise engine.context"):
+        bench(connect(scripted), records=4)
+
+
 def test_the_bench_counts_what_ollama_says_it_computed(scripted: ScriptedEngine) -> None:
     scripted.labels, scripted.context = ("Question", "Complaint", "Request", "Other"), 4096
     scripted.hidden = {"prompt_eval_count": 400, "prompt_eval_cached_count": 150}
