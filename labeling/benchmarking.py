@@ -14,11 +14,13 @@ from labeling.engines.protocol import Engine, LabelCode
 from labeling.engines.self_test import SENTENCES
 from labeling.prompts import Prompt, PromptTemplate
 from labeling.scoring import score_batch
+from schemas.errors import ProjectError
 
 VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}  # flag of the kernel -> name; the widest first
 RECORD_TOKENS = 200
 PREFIX_TOKENS = 150
 RECORDS = 32
+ROOM = 32  # for a prompt of longer words than the one that is counted, and the answer
 TURNS = 2
 LABELS = ("Question", "Complaint", "Request", "Other")
 WORDS = tuple(word for line in SENTENCES for word in line.split())
@@ -53,6 +55,7 @@ class Workload:
 
     Raises:
         EngineUnavailable: the engine stopped answering.
+        ProjectError: the engine's context is too small for such records.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -62,6 +65,16 @@ class Workload:
         self._prompt = Prompt(
             PromptTemplate("bench", ""), _codes(engine), (), prefix, f"\nThe label is one of {names}.\nLabel:"
         )
+        needed = (
+            len(engine.tokenize(self.fresh_prompt()).ids) + ROOM
+        )  # 0 and more where the engine does not count
+        if needed > engine.context:
+            raise ProjectError(
+                "engine.context",
+                found=f"{engine.context} tokens",
+                expected=f"{needed} for the prompts that are measured",
+                next_step="Raise engine.context (a llama-server: its own context, -c, or fewer --parallel).",
+            )
         self.prefix_tokens, _ = engine.prefill(engine.tokenize(prefix), slot=0)
         engine.warm(engine.tokenize(prefix))
         self._tells_cached = engine.counts or engine.prefill(engine.tokenize(prefix), slot=0)[1] > 0

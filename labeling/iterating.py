@@ -24,7 +24,7 @@ from labeling.storage import Table, read_json, write_bytes, write_json
 from labeling.students import StackFit, fit_stack
 from labeling.suggesting import Suggester, load_suggestions
 from schemas import tables
-from schemas.errors import ProjectError, StorageError
+from schemas.errors import EngineError, ProjectError, PromptTooLong, StorageError
 from schemas.plan import Cascade, Plan
 from schemas.project import Project
 
@@ -33,6 +33,7 @@ STACK_FROM = 20  # reviewed records below which a student would only add noise
 HELD_OUT_MOST = (
     150  # records a candidate prompt is tried on, one engine call each: 60 missed gains of 10 points
 )
+SHORT_RECORD = "word " * 64
 Floats = npt.NDArray[np.float64]
 
 
@@ -139,12 +140,30 @@ def _prompt_trials(
             known, project.label_schema.names, project.prompts.exemplars, control_marks=engine.control_marks
         )
         with_exemplars = bind(in_use.template, project, in_use.codes, exemplars, listing=in_use.listing)
+        record = SHORT_RECORD
+        if project.prompts.over_long == "refuse" and known.texts:  # others are cut to what room there is
+            record = sorted(known.texts, key=len)[len(known.texts) * 9 // 10]
+        while exemplars and not _leaves_room(engine, with_exemplars, record):  # long texts: half as many
+            exemplars = exemplars[: len(exemplars) // 2]
+            with_exemplars = bind(in_use.template, project, in_use.codes, exemplars, listing=in_use.listing)
         if (with_exemplars.prefix, with_exemplars.cue) != (
             in_use.prefix,
             in_use.cue,
         ):  # a template may show none
             trials.append(with_exemplars)
     return in_use, trials
+
+
+def _leaves_room(engine: Engine, prompt: Prompt, record: str) -> bool:
+    """Whether a record fits beside the prompt; asked, since some engines do not count."""
+    try:
+        engine.score(engine.tokenize(prompt.around(record)), prompt.codes, slot=0)
+    except PromptTooLong:
+        return False
+    except EngineError as error:
+        if error.retryable:
+            raise
+    return True
 
 
 def balanced_exemplars(

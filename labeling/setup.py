@@ -28,11 +28,12 @@ from labeling.paths import ProjectFolder
 from labeling.prompts import Prompt, bind, label_codes, load_template
 from labeling.record_store import record_ids, rows_of, texts_of
 from labeling.score_store import ScoreStore, register, score_missing
+from labeling.scoring import NO_ANSWER
 from labeling.selection import self_test_sample, simple_random_sample
 from labeling.storage import Table, read_json, write_json
 from labeling.suggesting import Suggester
 from schemas import tables
-from schemas.errors import LabelsNotTold, ProjectError, SourceError
+from schemas.errors import LabelsNotTold, ProjectError, SourceError, TooManyRejected
 from schemas.plan import Plan
 from schemas.project import Project
 from schemas.values import Value, content_hash
@@ -114,7 +115,7 @@ def label_numbers(labels: Sequence[str], told: Sequence[Value]) -> npt.NDArray[n
 class Tried:
     """A prompt on n records: (n, K) raw log-probabilities, (n,) label mass, and which rows are usable.
 
-    `given_up`: it made the model think of no label so often that the rest was not asked.
+    `given_up`: so many replies were not usable that the rest was not asked.
     """
 
     prompt: Prompt
@@ -122,7 +123,7 @@ class Tried:
     scores: npt.NDArray[np.float64]
     mass: npt.NDArray[np.float64]
     usable: npt.NDArray[np.bool_]
-    given_up: LabelsNotTold | None = None
+    given_up: TooManyRejected | None = None
 
     def calibrated(self, labels: Sequence[str], strength: float) -> npt.NDArray[np.float64]:
         """(n, K) log-probabilities after batch calibration; rows of NaN where not usable."""
@@ -165,26 +166,30 @@ def try_prompts(
 ) -> Iterator[Tried]:
     """Scores records with each prompt; what was asked before is read from the store.
 
-    A prompt that makes the model think of no label is given up, with all that it was not asked as unusable: it is what
-    the trial is for.
+    A prompt with too many unusable replies is given up, with all that it was not asked as unusable: to tell that is
+    what the trial is for.
     """
     for prompt in prompts:
         store = register(project, folder, engine, prompt)
         engine.warm(engine.tokenize(prompt.prefix))
         given_up = None
+        outcomes = score_missing(
+            engine,
+            prompt,
+            store,
+            ((record_id, texts[record_id]) for record_id in record_ids),
+            project=project,
+            folder=folder,
+            known=store.known(),
+            on_record=on_record,
+        )
         try:
-            for _ in score_missing(
-                engine,
-                prompt,
-                store,
-                ((record_id, texts[record_id]) for record_id in record_ids),
-                project=project,
-                folder=folder,
-                known=store.known(),
-                on_record=on_record,
-            ):
+            for _ in outcomes:
                 pass
-        except LabelsNotTold as error:
+        except TooManyRejected as error:
+            # Against the prompt; an engine that is away is against none.
+            if NO_ANSWER in error.found:
+                raise
             given_up = error
         scores, mass = store.matrix(record_ids)
         width = len(project.label_schema.names)

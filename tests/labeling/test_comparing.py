@@ -156,6 +156,32 @@ def test_a_project_at_work_is_not_compared(scripted: ScriptedEngine, project_fol
         compare(project, folder, truth, ["scripted.gguf"])
 
 
+def test_a_prompt_the_model_does_not_answer_is_no_better_than_wrong_and_stops_no_other(
+    scripted: ScriptedEngine, project_folder: ProjectFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, folder, truth = project_with(scripted, project_folder, kind="ollama")
+    (folder.root / "odd.jinja").write_text("An odd prompt.\nText: {{ text }}\nLabel:")
+    files = project.prompts.model_copy(update={"files": ("builtin:plain", "odd.jinja")})
+    project = project.model_copy(update={"prompts": files})
+    told = scripted.told_by_text
+
+    def no_label(prompt: str) -> Any:
+        found = told(prompt)
+        return found if found is None or "odd" not in prompt else (found[0], [("the", -0.1), ("a", -3.0)])
+
+    monkeypatch.setattr(scripted, "told_by_text", no_label)
+
+    answer = compare(project, folder, truth, ["scripted.gguf"])
+    with closing(connect_engine(project)) as engine:
+        plan, figures = measure_prompts(project, folder, engine, truth)
+
+    odd = [row for row in answer["models"] if row.get("prompt") == "odd.jinja"]
+    assert {(row["right"], row["unusable"], row["n"]) for row in odd} == {(0, 60, 60)}
+    assert answer["recommended"]["prompt"] == plan.template == "builtin:plain"
+    assert {one["unusable"] for one in figures["candidates"]} == {0, 60}
+    assert comparison_table(answer)
+
+
 def test_a_reviewed_label_that_is_gone_is_told(
     scripted: ScriptedEngine, project_folder: ProjectFactory
 ) -> None:
@@ -189,6 +215,15 @@ def test_the_bench_counts_what_it_did(scripted: ScriptedEngine, connect: Callabl
     assert answer["records"] == 8 and answer["set_aside"] == 0
     assert answer["records_per_hour"] > 0 and answer["engine_limit_share"] > 0
     assert answer["hardware"] in bench_row(answer)
+
+
+def test_a_context_too_small_for_the_bench_is_told(
+    scripted: ScriptedEngine, connect: Callable[..., LlamaServer]
+) -> None:
+    scripted.context = 256
+
+    with pytest.raises(ProjectError, match="Raise engine.context"):
+        bench(connect(scripted), records=4)
 
 
 def test_the_bench_counts_what_ollama_says_it_computed(scripted: ScriptedEngine) -> None:

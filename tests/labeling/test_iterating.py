@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rounds_of_work import Loop
+from rounds_of_work import Loop, rows_with_truth
 from scripted_engine import ScriptedEngine, code_id
 
 from labeling import iterating
@@ -166,6 +166,25 @@ def test_a_prompt_in_use_is_not_judged_on_its_own_exemplars_either(copy_of_worke
     assert trial["n"] == len(known.ids) - 6
     assert trial["ships"] is False and after.prompt_id == in_use.prompt_id
     assert f"chosen on {len(known.ids) - 6} reviewed records" in after.sentences[1]
+
+
+@pytest.mark.parametrize(("over_long", "words"), [("head_tail", 140), ("refuse", 110)])
+def test_exemplars_leave_room_for_the_record(
+    new_loop: type[Loop], monkeypatch: pytest.MonkeyPatch, over_long: str, words: int
+) -> None:
+    def long(count: int) -> list[dict[str, str]]:
+        tail = " ".join(f"w{number}" for number in range(words))
+        return [{**row, "text": f"{row['text']} {tail}"} for row in rows_with_truth(count)]
+
+    monkeypatch.setattr("rounds_of_work.rows_with_truth", long)
+    # Of 512 tokens each takes 150, or 120 with as much for the record.
+    loop = new_loop(prompts={"files": ["builtin:plain"], "exemplars": 4, "over_long": over_long})
+    loop.setup()
+    loop.whole_round(1)
+
+    (trial,) = loop.iterate(1).candidates
+
+    assert trial["exemplars"] == 2
 
 
 # -- prompts ---------------------------------------------------------------------------------------------------------
