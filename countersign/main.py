@@ -99,9 +99,9 @@ def review(
 ) -> None:
     """Serve the review app on loopback until stopped with Ctrl-C."""
     with told(json):
-        from labeling.project_file import load_project
+        from labeling.planned import load_planned
 
-        loaded, folder = load_project(project)
+        loaded, folder = load_planned(project)
         from deployments.services import start_review_app
 
         service = start_review_app(folder.root, loaded.name, local_user=local_user, port=port)

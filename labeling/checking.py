@@ -8,7 +8,7 @@ from labeling.engines.opening import connect_embedder, connect_engine
 from labeling.engines.self_test import require, self_test
 from labeling.ingest import why_no_record
 from labeling.paths import ProjectFolder
-from labeling.project_file import load_project
+from labeling.planned import load_planned
 from labeling.prompts import bind, label_codes, load_template
 from labeling.storage import project_lock
 from labeling.task_types import task_type
@@ -22,7 +22,7 @@ LOOKED_AT = 1000  # rows of each source
 def problems_of(path: Path) -> list[LabelingError]:
     """Problems of a project, in the order a user would mend them; empty when it can be run."""
     try:
-        project, folder = load_project(path)
+        project, folder = load_planned(path)
     except ManyProblems as error:
         return list(error.problems)
     except LabelingError as error:

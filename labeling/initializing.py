@@ -81,6 +81,14 @@ def _columns(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
             expected="readable rows",
             next_step="Check the export that made it.",
         ) from error
+    other = _other_layout(path, present) if kind == ".csv" else None
+    if other is not None:
+        raise SourceError(
+            str(path),
+            found=other,
+            expected="a CSV file with commas between its columns, in UTF-8",
+            next_step='Save it again as "CSV UTF-8 (comma delimited)".',
+        )
     # A name that is empty (the index column of many exports), endless or there twice cannot be named in project.yaml.
     names = [
         name for name in present if 0 < len(name) <= 80 and name == name.strip() and present.count(name) == 1
@@ -100,6 +108,18 @@ def _columns(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
         if row.values is not None
     ]
     return names, rows
+
+
+def _other_layout(path: Path, present: list[str]) -> str | None:
+    """What spreadsheets write under the name of CSV in many countries: each row would be one text, its label in it."""
+    with path.open("rb") as file:
+        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            return "a file in UTF-16"
+    if len(present) == 1:
+        for sign, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+            if sign in present[0]:
+                return f"one column {present[0][:100]!r}: {name} between the columns"
+    return None
 
 
 def _names_in(path: Path, kind: str) -> list[str]:

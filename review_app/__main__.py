@@ -7,7 +7,7 @@ import uvicorn
 
 from labeling.database import accounts
 from labeling.database.opening import database_url, project_database
-from labeling.project_file import load_project
+from labeling.planned import load_planned
 from review_app.main import AppSettings, create_app
 from schemas.errors import LabelingError
 
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     try:
-        project, folder = load_project(chosen.project)
+        project, folder = load_planned(chosen.project)
         app = create_app(
             AppSettings(
                 project=project,

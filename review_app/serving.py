@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from labeling.copilot import Copilot
 from labeling.paths import ProjectFolder
-from labeling.project_file import load_project
+from labeling.planned import load_planned
 from labeling.task_types import task_type
 from schemas.errors import LabelingError
 from schemas.project import Project
@@ -27,14 +27,15 @@ def serve(app: FastAPI, project: Project) -> None:
 
 
 def serve_what_the_file_says(app: FastAPI) -> None:
-    """Serve the project file if it changed; one that cannot be read, half written say, leaves all as it was."""
+    """Serve the project file if it changed; one that cannot be read, half written say, or that
+    has other labels than the drafts, leaves all as it was."""
     folder: ProjectFolder = app.state.settings.folder
     stamp = stamp_of(folder)
     if stamp is None or stamp == app.state.stamp:
         return
     app.state.stamp = stamp  # before it is read: what is written meanwhile is read at the next request
     try:
-        project, _ = load_project(folder.root)
+        project, _ = load_planned(folder.root)
     except (LabelingError, OSError):
         return
     serve(app, project)

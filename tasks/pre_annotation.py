@@ -7,7 +7,7 @@ from prefect import get_run_logger, task
 
 from labeling.cascade import left_to_student
 from labeling.engines.sharing import shared_engine
-from labeling.project_file import load_project
+from labeling.planned import load_planned
 from labeling.record_store import record_ids, stream_records
 from labeling.score_store import CHOSEN, register, score_missing
 from labeling.setup import keep_self_test, load_plan
@@ -27,7 +27,7 @@ def score_for_a_while(project_path: str, round_number: int) -> dict[str, Any]:
 
     A task that handles minutes of work keeps the number of task runs low: Prefect spends 25 ms of server time on each.
     """
-    project, folder = load_project(project_path)
+    project, folder = load_planned(project_path)
     plan = load_plan(folder, round_number)
     engine = shared_engine(project)
     prompt = planned_prompt(project, folder, plan)
@@ -78,7 +78,7 @@ def score_for_a_while(project_path: str, round_number: int) -> dict[str, Any]:
 @task(name="write suggestions", **ALWAYS)
 def suggest(project_path: str, round_number: int) -> dict[str, Any]:
     """Turns scores into the suggestions of the round; returns counts."""
-    project, folder = load_project(project_path)
+    project, folder = load_planned(project_path)
     with project_lock(folder.lock, "suggestions"):
         started = time.monotonic()
         plan = load_plan(folder, round_number)

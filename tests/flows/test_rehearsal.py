@@ -283,3 +283,35 @@ def test_what_was_changed_before_the_first_drafts_is_measured_again(
     assert sample_of_the_plan()[1] != first[1]
     installation.command("gate", root, "approve", "--by", "local", "--note", "this one too")
     installation.command("run", root, "--until", "pre_annotate")
+
+
+@pytest.mark.parametrize("drafted", [False, True])
+def test_labels_moved_by_hand_are_refused_where_scores_are_kept_in_their_order(
+    drafted: bool, installation: Any, lettered: Callable[..., Any]
+) -> None:
+    root, _ = lettered(60, setup={"sample": 40, "threshold": 0.5})
+    file = root / "project.yaml"
+    file.write_text(file.read_text().replace("  id: id\n", "  id: id\n  gold: label\n"))
+    installation.command("run", root, "--until", "pre_annotate" if drafted else "setup")
+    told = file.read_text()
+    moved = told.replace("alpha", "gamma").replace("beta", "alpha").replace("gamma", "beta")
+    assert moved != told
+    file.write_text(moved)
+
+    for command in ("check", "run", "review"):
+        _, answer = installation.command(command, root, check=1)
+        (problem,) = answer["problems"]
+        assert (problem["path"], problem["found"]) == ("schema.labels", "beta, alpha")
+        assert problem["expected"].endswith("in their order: alpha, beta")
+    if drafted:
+        file.write_text(told)
+        installation.command("run", root, check=3)
+    else:
+        installation.command("run", root, "--until", "setup")
+        installation.command("run", root, "--until", "pre_annotate")
+        drafts = pl.concat(
+            [pl.read_parquet(part) for part in (root / "rounds/01/suggestions").glob("*.parquet")]
+        )
+        records = pl.concat([pl.read_parquet(part) for part in (root / "records").glob("*.parquet")])
+        both = drafts.join(records, on="record_id")
+        assert (both["value"] == both["gold"]).mean() > 0.7

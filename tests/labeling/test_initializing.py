@@ -156,3 +156,23 @@ def test_a_file_that_cannot_be_guessed_from_is_a_clear_error_and_writes_nothing(
     assert name in caught.value.path
     str(caught.value).encode("utf-8")
     assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize(
+    ("raw", "found"),
+    [
+        (b"id;text;label\n1;a message;good\n", "semicolons between the columns"),
+        (b"id\ttext\tlabel\n1\ta message\tgood\n", "tabs between the columns"),
+        ("id,text\n1,a message\n".encode("utf-16"), "a file in UTF-16"),
+    ],
+)
+def test_what_is_no_csv_of_commas_in_utf8_is_not_taken_for_one_column_of_texts(
+    raw: bytes, found: str, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.csv").write_bytes(raw)
+
+    with pytest.raises(SourceError, match=found) as caught:
+        initialize(tmp_path / "project", task="classification", source=tmp_path / "rows.csv")
+
+    assert "CSV UTF-8" in caught.value.next_step
+    assert not (tmp_path / "project").exists()
