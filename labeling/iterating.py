@@ -16,15 +16,15 @@ from labeling.cascade import batch_of, fit_student_confidence, left_to_student, 
 from labeling.engines.protocol import Engine
 from labeling.intervals import mcnemar_exact, paired_gain, wilson
 from labeling.paths import ProjectFolder
-from labeling.prompts import Exemplar, Prompt, bind, only_text, prompt_of, spelled_by
+from labeling.prompts import Exemplar, Prompt, bind, only_text, spelled_by
 from labeling.record_store import Vectors, record_ids, rows_of, texts_of
 from labeling.score_store import ScoreStore, register
 from labeling.setup import bound_prompts, load_plan, try_prompts
 from labeling.storage import Table, read_json, write_bytes, write_json
 from labeling.students import StackFit, fit_stack
-from labeling.suggesting import Suggester, load_suggestions
+from labeling.suggesting import Suggester, load_suggestions, planned_prompt
 from schemas import tables
-from schemas.errors import EngineError, ProjectError, PromptTooLong, StorageError
+from schemas.errors import EngineError, PromptTooLong, StorageError
 from schemas.plan import Cascade, Plan
 from schemas.project import Project
 
@@ -47,22 +47,11 @@ class Lesson:
 
 
 def lesson(project: Project, folder: ProjectFolder, settled: Mapping[str, Any]) -> Lesson:
-    """What may be learned from: settled labels outside the slice.
-
-    Raises:
-        ProjectError: people gave a label that the project no longer has.
-    """
+    """What may be learned from: settled labels outside the slice."""
     kept_away = set(read_json(folder.round(1).slice)["slice"])
     ids = sorted(
         record_id for record_id, value in settled.items() if value is not None and record_id not in kept_away
     )
-    if lost := {settled[record_id] for record_id in ids} - set(project.label_schema.names):
-        raise ProjectError(
-            "schema.labels",
-            found=f"no {', '.join(sorted(lost))}",
-            expected="every label that people have given",
-            next_step="Put it back; decisions are never changed by a change of the labels.",
-        )
     texts = dict(rows_of(project, folder, ids, ["text"]).select("record_id", "text").iter_rows())
     return Lesson(
         tuple(ids),
@@ -125,11 +114,10 @@ def _prompt_trials(
 ) -> tuple[Prompt, list[Prompt]]:
     """The prompt in use, and those to try against it: files changed or added since, and the same with exemplars."""
     bound = bound_prompts(project, folder, engine)
-    # Another model may be at hand than the plan was made for and spell the labels with other tokens. Other labels, too,
-    # which may change until decisions are given, or another embedding model that says which of them are near.
-    used = prompt_of(read_json(folder.prompts_used / f"{before.prompt_id}.json"))
-    fits = tuple(code.label for code in used.codes) == project.label_schema.names
-    fits &= used.listing.by in ("", project.embedding.model)
+    # Another model may be at hand than the plan was made for and spell the labels with other tokens, or another
+    # embedding model that says which of them are near.
+    used = planned_prompt(project, folder, before)
+    fits = used.listing.by in ("", project.embedding.model)
     in_use = (spelled_by(used, engine.first_token) if fits else None) or bound[0]
     in_use = next((prompt for prompt in bound if prompt.prompt_id == in_use.prompt_id), in_use)
     plans = [before, *(load_plan(folder, number) for number in range(1, before.round))]

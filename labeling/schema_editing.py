@@ -64,7 +64,7 @@ def save_schema(
         seen: Number of versions the person had before their eyes.
 
     Raises:
-        ManyProblems, ProjectError: the schema is no legal one, or labels change that decisions were given with.
+        ManyProblems, ProjectError: the schema is no legal one, or labels change that work was done with.
         VersionConflict: somebody else saved meanwhile.
         BusyError: a flow is at work on the project.
         Forbidden: this person may not.
@@ -75,7 +75,7 @@ def save_schema(
         now = parse_project(raw, str(file))
         before = draft_of(now, folder)
         draft = replace(draft, guideline=_lines(draft.guideline))
-        _check(before, draft, settings.decided(db))
+        _check(before, draft, names_stay_because(db, folder))
         changed_file = with_schema(raw, _section(now, draft))
         project = parse_project(changed_file, str(file))
         with db.write() as conn:
@@ -97,7 +97,14 @@ def save_schema(
     return project, kinds
 
 
-def _check(before: SchemaDraft, after: SchemaDraft, decided: int) -> None:
+def names_stay_because(db: Database, folder: ProjectFolder) -> str | None:
+    """What was done already with the labels as they stand; None while others may take their place."""
+    if decided := settings.decided(db):
+        return f"decisions ({decided}) were given"
+    return "the model was tried" if folder.round(1).plan.is_file() else None
+
+
+def _check(before: SchemaDraft, after: SchemaDraft, fixed: str | None) -> None:
     if len(after.guideline) > MOST_GUIDELINE:
         raise ProjectError(
             "the guideline",
@@ -106,13 +113,14 @@ def _check(before: SchemaDraft, after: SchemaDraft, decided: int) -> None:
             next_step="Shorten it.",
         )
     names = [label.name for label in before.labels], [label.name for label in after.labels]
-    if decided and (names[0] != names[1] or before.task is not after.task):
+    if fixed is not None and (names[0] != names[1] or before.task is not after.task):
         raise ProjectError(
             "the labels",
-            found=f"other labels, while decisions ({decided}) were given with the ones that stand there",
+            found=f"other labels, while {fixed} with the ones that stand there",
             expected="the same labels in the same order",
             next_step="Definitions, words, examples and the guideline can change at any time. For other labels start a "
-            "new project.",
+            "new project or, as long as nothing is drafted, write them into project.yaml and have the sample measured "
+            "with them: `countersign run PROJECT --until setup`.",
         )
 
 

@@ -10,7 +10,13 @@ from starlette.datastructures import FormData
 
 from labeling.database import accounts, settings
 from labeling.database.accounts import Right
-from labeling.schema_editing import SchemaDraft, draft_of, labels_from_form, save_schema
+from labeling.schema_editing import (
+    SchemaDraft,
+    draft_of,
+    labels_from_form,
+    names_stay_because,
+    save_schema,
+)
 from review_app.access import needs
 from review_app.pages import problem_page, render
 from schemas.errors import LabelingError, ProjectError
@@ -138,7 +144,7 @@ def _page(
         "draft": draft,
         "rows": [*draft.labels, *(Label.model_construct(name="") for _ in range(EMPTY_ROWS))],
         "tasks": TASK_WORDS,
-        "decided": settings.decided(db),
+        "fixed": names_stay_because(db, request.app.state.settings.folder),
         "versions": [(version, KINDS[version.kind], _name(request, version.by)) for version in newest_first],
         "seen": len(newest_first),
         "problem": problem,

@@ -136,6 +136,22 @@ def test_labels_that_decisions_were_given_with_keep_their_names(
     assert save_schema(db, folder, clearer, by=lead, note="", seen=0)[1] == ["schema"]
 
 
+def test_labels_that_the_model_was_tried_with_keep_their_names(folder: ProjectFolder, db: Database) -> None:
+    folder.round(1).plan.parent.mkdir(parents=True)
+    folder.round(1).plan.write_text("{}")
+    before, lead = stands(folder), a_person(db)
+
+    with pytest.raises(
+        ProjectError, match="the model was tried with the ones that stand there.*--until setup"
+    ):
+        save_schema(db, folder, replace(before, labels=before.labels[::-1]), by=lead, note="", seen=0)
+
+    assert stands(folder).labels == before.labels
+    assert save_schema(db, folder, replace(before, instruction="Why?"), by=lead, note="", seen=0)[1] == [
+        "schema"
+    ]
+
+
 def test_a_flow_at_work_is_waited_for(folder: ProjectFolder, db: Database) -> None:
     with project_lock(folder.lock, "pre-annotation"), pytest.raises(BusyError):
         save_schema(db, folder, stands(folder), by=a_person(db), note="", seen=0)
