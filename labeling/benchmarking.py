@@ -65,9 +65,8 @@ class Workload:
         self._prompt = Prompt(
             PromptTemplate("bench", ""), _codes(engine), (), prefix, f"\nThe label is one of {names}.\nLabel:"
         )
-        needed = (
-            len(engine.tokenize(self.fresh_prompt()).ids) + ROOM
-        )  # 0 and more where the engine does not count
+        # An engine that does not count tells no tokens: then it refuses what does not fit.
+        needed = len(engine.tokenize(self.fresh_prompt()).ids) + ROOM
         if needed > engine.context:
             raise ProjectError(
                 "engine.context",

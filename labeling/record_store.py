@@ -207,9 +207,8 @@ class Vectors:
 def _model_in_use(project: Project, folder: ProjectFolder) -> str | None:
     if project.embedding.kind == "none":
         return None
-    mine = re.compile(
-        re.escape(project.embedding.filed_as) + "(-[0-9a-f]{12})?"
-    )  # where known, the digest follows
+    # The start of the digest follows where it is known.
+    mine = re.compile(re.escape(project.embedding.filed_as) + "(-[0-9a-f]{12})?")
     if folder.embedding_in_use.is_file():
         found = str(read_json(folder.embedding_in_use)["model_id"])
         return found if mine.fullmatch(found) else None
