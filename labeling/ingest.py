@@ -53,12 +53,13 @@ class SourceRow:
 
 @dataclass
 class IngestCounts:
-    """What one ingest did."""
+    """What one ingest did. `without_gold`: records that were read before the source's gold column was named."""
 
     rows: int = 0
     added: int = 0
     known: int = 0
     duplicates: int = 0
+    without_gold: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
 
 
@@ -137,6 +138,11 @@ def _ingest_one(
             found="no rows",
             expected="at least one record",
             next_step="Check that this is the right file.",
+        )
+    if source.gold is not None and counts.known:
+        counts.without_gold = sum(
+            frame.filter((pl.col("source") == name) & pl.col("gold").is_null()).height
+            for _, frame in records.stream(["source", "gold"])
         )
     quarantine.append([], meta={"source": name, "finished": fingerprint, "rows": counts.rows})
     return counts

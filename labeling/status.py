@@ -11,6 +11,7 @@ from labeling.storage import Table, read_json
 from schemas import tables
 from schemas.project import Project
 from schemas.review import RoundState, Verdict
+from schemas.values import canonical_json
 
 PHASES = ("setup", "pre_annotate", "review", "qa", "export", "iterate")
 
@@ -40,10 +41,16 @@ def setup_passed(folder: ProjectFolder, db: Database) -> bool:
     """Whether the drafts are good enough by their figures or by a lead's word."""
     if not folder.round(1).setup.is_file():
         return False
-    if read_json(folder.round(1).setup)["verdict"] == "pass":
+    figures = read_json(folder.round(1).setup)
+    if figures["verdict"] == "pass":
         return True
-    record = rounds.gate_record(db, "setup", 1)
-    return record is not None and record.verdict is Verdict.APPROVE
+    events = rounds.gate_events(db, "setup", 1)
+    # A word is about the figures that it was given on; the setup may have been measured anew.
+    return (
+        bool(events)
+        and events[-1]["event"] == Verdict.APPROVE.value
+        and canonical_json(events[-1]["figures"]) == canonical_json(figures)
+    )
 
 
 def _setup_waits(folder: ProjectFolder, db: Database) -> list[str]:

@@ -35,6 +35,13 @@ def ingest_sources(project_path: str) -> dict[str, Any]:
             count.duplicates,
             dict(count.quarantined) or "none",
         )
+        if count.without_gold:
+            get_run_logger().warning(
+                "%s: %d records were read before their column of known labels was named. What was read never changes: "
+                "people are asked about them. To use the column, start a new project.",
+                source,
+                count.without_gold,
+            )
     return {"records": total, "quarantined": sum(sum(c.quarantined.values()) for c in counts.values())}
 
 

@@ -121,6 +121,21 @@ def test_the_same_rows_get_the_same_ids_from_csv_jsonl_and_parquet(source_of: Ma
     assert len(found[0]) == 2
 
 
+def test_a_gold_column_that_was_named_too_late_is_told(source_of: Make) -> None:
+    project, folder = source_of(b"text,truth\none,alpha\ntwo,beta\n", labels=["alpha", "beta"])
+    assert only(ingest(project, folder)).without_gold == 0
+    (source,) = project.sources
+    named = project.model_copy(update={"sources": (source.model_copy(update={"gold": "truth"}),)})
+    with (folder.root / "records.csv").open("a") as file:
+        file.write("three,alpha\n")
+
+    count = only(ingest(named, folder))
+
+    assert (count.known, count.added, count.without_gold) == (2, 1, 2)
+    assert records_of(named, folder)["gold"].to_list() == [None, None, "alpha"]
+    assert only(ingest(named, folder)).without_gold == 0, "told once"
+
+
 def test_a_text_twice_is_linked_to_its_first_record_and_not_asked_about(source_of: Make) -> None:
     project, folder = source_of(b"text\nsame\nother\nsame\nsame\n")
 

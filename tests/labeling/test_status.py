@@ -6,6 +6,7 @@ from labeling.database import rounds
 from labeling.reviewing import open_review, queue_sample, sample_labels, write_annotations
 from labeling.setup import draw_sample, measure_prompts, save_setup
 from labeling.status import Position, all_decided, position, status
+from labeling.storage import read_json, write_json
 from schemas.review import SignOff
 
 
@@ -57,9 +58,13 @@ def test_a_setup_below_the_threshold_waits_for_the_lead(new_loop: type[Loop]) ->
     assert (found.phase, found.round) == ("setup", 1)
     assert found.waiting_for[0].startswith("the setup gate: Accuracy of the drafts")
 
-    rounds.open_gate(loop.db, "setup", 1, figures={}, actor="flow")
+    rounds.open_gate(loop.db, "setup", 1, figures=read_json(loop.folder.round(1).setup), actor="flow")
     rounds.decide_gate(loop.db, "setup", 1, SignOff(verdict="approve", signed_by="lea", note="we go on"))
     assert where(loop) == ("pre_annotate", 1, False)
+
+    measured_anew = {**read_json(loop.folder.round(1).setup), "basis": "another model"}
+    write_json(loop.folder.round(1).setup, measured_anew)
+    assert position(loop.project, loop.folder, loop.db).phase == "setup", "nobody has seen these figures"
 
 
 def test_open_disputes_are_waited_for(new_loop: type[Loop]) -> None:
