@@ -93,6 +93,10 @@ class InstantEngine:
     def warm(self, prefix: Tokens) -> None:
         """Nothing to warm."""
 
+    def memory_mb(self) -> int | None:
+        """Nothing is loaded."""
+        return None
+
     def close(self) -> None:
         """Nothing to free."""
 

@@ -1,6 +1,5 @@
 """Candidate models and prompts side by side on the reviewed sample, with a recommendation that says why."""
 
-import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -132,7 +131,6 @@ def compare(
 def _of_model(
     project: Project, folder: ProjectFolder, truth: Mapping[str, Value], model: str
 ) -> list[_Candidate]:
-    before = _resident_mb()
     engine = connect_engine(project, fetch=True)
     try:
         prompts = bound_prompts(project, folder, engine)
@@ -157,12 +155,9 @@ def _of_model(
                 row["shortlist"] = short
                 row["changed_by_label_order"] = tried.changed_by_order(other, labels, strength)
                 rows.append(_Candidate(row, right))
-        memory = _resident_mb()
-        grown = (
-            None if before is None or memory is None or project.engine.kind != "embedded" else memory - before
-        )
+        memory = engine.memory_mb()
         for one in rows:
-            one.row["memory_mb"] = grown
+            one.row["memory_mb"] = memory
             one.row["warnings"] = _failed(points)
         return rows
     finally:
@@ -217,14 +212,6 @@ def _pace(
     return round(3600 * len(outcome.scored) / seconds) if outcome.scored else None
 
 
-def _resident_mb() -> int | None:
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return round(int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
-    except OSError:  # not Linux
-        return None
-
-
 def _recommended(candidates: Sequence[_Candidate]) -> tuple[dict[str, Any], str]:
     """The most accurate; what is faster and not shown to be worse is named, for a person to weigh."""
     best = candidates[0].row
@@ -264,7 +251,7 @@ def comparison_table(answer: Mapping[str, Any]) -> str:
             f"| {_number(row['p_against_best'], '.3f')} | {_number(row['log_loss'], '.3f')} "
             f"| {_number(row['label_mass'], '.2f')} | {_number(row['changed_by_label_order'], '.0%')} "
             f"| {_number(row['records_per_hour'], ',')} "
-            f"| {_number(row['memory_mb'], ',')} MB |"
+            f"| {_number(row['memory_mb'], ',.0f', unit=' MB')} |"
         )
     warnings = [
         f"- {row['model']}: {sentence}" for row in answer["models"] for sentence in row.get("warnings", ())
@@ -282,5 +269,5 @@ def comparison_table(answer: Mapping[str, Any]) -> str:
     return head + "\n".join(lines) + f"\n\n{answer['reason']}{told}"
 
 
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+def _number(value: float | None, form: str, *, unit: str = "") -> str:
+    return "–" if value is None else f"{value:{form}}{unit}"

@@ -378,6 +378,9 @@ class _Connection(asyncio.Protocol):
             self._complete(body)
         elif path == "/api/tags":
             self._send(engine.tags())
+        elif path == "/api/ps":
+            loaded = [{**entry, "size": 123_400_000} for entry in engine.tags()["models"]]
+            self._send({"models": loaded})
         elif path == "/api/version":
             self._send({"version": engine.build_info})
         elif path == "/api/status":

@@ -3,6 +3,8 @@
 import os
 import secrets
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 from labeling.engines.http import EngineConnection
@@ -46,9 +48,7 @@ def _start(
     settings.offline = True
     settings.ui = False
     settings.endpoint_slots = False
-    settings.cache_ram_mib = (
-        0  # finished prompts are never asked again: keeping them costs memory for nothing
-    )
+    settings.cache_ram_mib = 0  # finished prompts are never asked again
     settings.verbosity = -1
     settings.n_gpu_layers = 0
     if embedding:
@@ -82,6 +82,14 @@ class EmbeddedEngine(LlamaServer):
             model, context=context, slots=slots, threads=threads, embedding=False
         )
         super().__init__(connection, digest=digest_of(model), engine=f"xllamacpp {version}")
+        self._model = model
+
+    def memory_mb(self) -> int | None:
+        """Measured in a process of its own: in this one nobody can tell what is whose."""
+        measure = f"from {__name__} import weigh; weigh()"
+        command = [sys.executable, "-c", measure, str(self._model), str(self.context), str(self.slots)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return int(done.stdout) if done.returncode == 0 and done.stdout.strip().isdigit() else None
 
     def close(self) -> None:
         super().close()
@@ -98,3 +106,20 @@ class EmbeddedEmbedder(LlamaServerEmbedder):
     def close(self) -> None:
         super().close()
         self._server = None
+
+
+def _resident_mb() -> float:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def weigh() -> None:
+    """Prints by how many MB a process grows that loads the model and reads a prompt (Linux): MODEL CONTEXT SLOTS."""
+    import xllamacpp  # noqa: F401 (no part of the model)
+
+    model, context, slots = sys.argv[1:]
+    before = _resident_mb()
+    engine = EmbeddedEngine(Path(model), context=int(context), slots=int(slots), threads=None)
+    engine.prefill(engine.tokenize("One sentence makes room for all others."), slot=0)
+    sys.stdout.write(f"{_resident_mb() - before:.0f}\n")
+    engine.close()

@@ -201,6 +201,10 @@ class Fleet:
             except EngineUnavailable:
                 self._rest(index, asked)
 
+    def memory_mb(self) -> int | None:
+        """Of one of its members; all serve the same model."""
+        return self._members[0].memory_mb()
+
     def close(self) -> None:
         for member in self._members:
             member.close()

@@ -319,6 +319,9 @@ class LlamaServer:
         for slot in range(self.slots if prefix.ids else 0):
             self.prefill(prefix, slot=slot)
 
+    def memory_mb(self) -> int | None:
+        return None
+
     def close(self) -> None:
         self._http.close()
         if self._on_close is not None:

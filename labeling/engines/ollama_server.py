@@ -257,6 +257,16 @@ class OllamaServer:
         )
         return told
 
+    def memory_mb(self) -> int | None:
+        reply = self._http.call("GET", "/api/ps")
+        loaded = reply.get("models") if isinstance(reply, dict) else None
+        names = (self._model, f"{self._model}:latest")
+        for entry in loaded if isinstance(loaded, list) else []:
+            if isinstance(entry, dict) and entry.get("name") in names:
+                size = finite(entry.get("size"))
+                return None if size is None else round(size / 1e6)
+        return None
+
     def _measure_slots(self) -> int:
         """How many requests Ollama computes at once (1, 2, 4 or 8, at least): while so many long answers are written,
         does a short one come back before any of them ends?

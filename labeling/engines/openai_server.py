@@ -129,6 +129,9 @@ class OpenAIServer:
         if prefix.text:
             self._complete(prefix.text, {"max_tokens": 1})
 
+    def memory_mb(self) -> int | None:
+        return None
+
     def close(self) -> None:
         self._http.close()
 

@@ -123,6 +123,9 @@ class Engine(Protocol):
     def warm(self, prefix: Tokens) -> None:
         """Puts a shared prefix into every slot's cache."""
 
+    def memory_mb(self) -> int | None:
+        """What the model takes, in MB of memory of the machine and its cards; None where the engine does not tell."""
+
     def close(self) -> None:
         """Frees the engine; a server of somebody else stays up."""
 

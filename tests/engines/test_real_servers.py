@@ -86,6 +86,17 @@ def test_every_server_passes_its_self_test(kind: str, engines: dict[str, Engine]
     assert {point.name for point in points if point.passed is False} <= {"requests at once", "batching"}
 
 
+@pytest.mark.parametrize("kind", ["ollama", "embedded"])
+def test_a_model_takes_at_least_the_memory_of_its_weights(kind: str, engines: dict[str, Engine]) -> None:
+    weights = model_file("smollm2-135m-instruct").stat().st_size / 1e6
+    engines[kind].warm(engines[kind].tokenize("Ollama frees a model that rests."))
+
+    taken = [engines[kind].memory_mb() for _ in range(2)]
+
+    assert all(found is not None and weights < found < 4 * weights for found in taken), taken
+    assert engines["llama-server"].memory_mb() is None
+
+
 def test_a_llama_server_whose_slots_lose_their_cache_at_rest_is_told() -> None:
     """llama-server's own default, without --parallel."""
     need(built("llama-server"), "a real llama-server: run `make engines`")

@@ -127,6 +127,7 @@ def test_a_model_that_is_not_there_is_a_row_of_its_own(
     assert answer["recommended"]["model"] == "scripted.gguf"
     assert [row["model"] for row in answer["models"] if "error" in row] == ["nothing-like-it"]
     assert "could not be tried" in comparison_table(answer)
+    assert {row["memory_mb"] for row in answer["models"] if "error" not in row} == {123}
 
 
 def test_a_llama_server_is_compared_with_one_model_only(
