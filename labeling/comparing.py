@@ -24,9 +24,9 @@ from labeling.setup import (
     STRENGTHS,
     Tried,
     bound_prompts,
-    draw_sample,
     label_numbers,
     sample_gold,
+    sample_ids,
     shortlist_figures,
     try_other_order,
     try_prompts,
@@ -49,7 +49,7 @@ class _Candidate:
 
 def reviewed_sample(project: Project, folder: ProjectFolder) -> dict[str, Value]:
     """Labels of the setup sample: the source's own where it has a gold column, else what people said."""
-    sample = draw_sample(project, folder)
+    sample = sample_ids(project, folder)
     known = sample_gold(project, folder, sample)
     if len(known) == len(sample):
         return known

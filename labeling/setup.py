@@ -41,8 +41,8 @@ from schemas.values import Value, content_hash
 STRENGTHS = (0.0, 1.0)
 
 
-def draw_sample(project: Project, folder: ProjectFolder) -> list[str]:
-    """Ids of the setup sample, a simple random sample; written to sample.json with its seed.
+def sample_ids(project: Project, folder: ProjectFolder) -> list[str]:
+    """Ids of the setup sample, a simple random sample of the records as they are now.
 
     Raises:
         SourceError: there are fewer records than the sample asks for.
@@ -55,11 +55,20 @@ def draw_sample(project: Project, folder: ProjectFolder) -> list[str]:
             expected=f"at least {project.setup.sample + 10} (setup.sample and 10 more)",
             next_step="Add records, or lower setup.sample.",
         )
-    sample = simple_random_sample(ids, project.setup.sample, _sample_seed(project))
+    return simple_random_sample(ids, project.setup.sample, _sample_seed(project))
+
+
+def draw_sample(project: Project, folder: ProjectFolder) -> list[str]:
+    """The setup sample, written to sample.json with its seed.
+
+    Raises:
+        SourceError: as `sample_ids`.
+    """
+    sample = sample_ids(project, folder)
     write_json(
         folder.sample,
         {
-            "records": len(ids),
+            "records": len(record_ids(project, folder)),
             "seed": _sample_seed(project),
             "sample": sample,
             "method": "first by SHA-256(seed|id)",

@@ -10,7 +10,7 @@ from scripted_engine import ScriptedEngine
 from small_projects import ProjectFactory
 
 from labeling.benchmarking import bench, bench_row
-from labeling.comparing import PACE_RECORDS, compare, comparison_table
+from labeling.comparing import PACE_RECORDS, compare, comparison_table, reviewed_sample
 from labeling.engines.http import EngineConnection
 from labeling.engines.llama_server import LlamaServer
 from labeling.engines.ollama_server import OllamaServer
@@ -52,6 +52,15 @@ def test_every_prompt_and_strength_is_a_row_and_the_best_is_first(
     }  # the scripted model reads the record only
     assert answer["recommended"]["model"] == "scripted.gguf"
     assert "| scripted.gguf (Q4_0) |" in comparison_table(answer)
+
+
+def test_the_sample_to_compare_on_is_looked_up_and_written_nowhere(project_folder: ProjectFactory) -> None:
+    rows = [{**row, "gold": "alpha" if "alpha" in row["text"] else "beta"} for row in ROWS]
+    project, folder = project_folder(rows, source={"gold": "gold"}, setup={"sample": 20})
+    ingest(project, folder)
+
+    assert len(reviewed_sample(project, folder)) == 20
+    assert not folder.sample.exists()
 
 
 def test_the_pace_is_measured_on_texts_that_no_cache_holds_the_start_of(
