@@ -7,14 +7,18 @@ import argparse
 import asyncio
 import os
 import signal
+import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+from labeling.listening import take_port
 from labeling.shared_use import unused
+from schemas.errors import LabelingError
 
 LOOK_EVERY_S = 1.0
 STOP_TIMEOUT_S = 8.0
@@ -99,19 +103,21 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--users", type=Path, help="end when nobody holds a shared lock on this file")
     options = parser.parse_args()
+    try:
+        taken = take_port("127.0.0.1", options.port)
+    except LabelingError as error:
+        sys.exit(str(error))
     if options.users is not None:
         threading.Thread(target=_end_when_unused, args=(options.users,), daemon=True).start()
     from prefect.server.api.server import create_app
 
     app = WithPolicy(ResumesPatiently(create_app()))
-    uvicorn.run(
-        app,
-        host="127.0.0.1",
-        port=options.port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=2,
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
     )
+    with suppress(KeyboardInterrupt):  # uvicorn passes the signal on once it has ended
+        server.run(sockets=[taken])
+    sys.exit(0 if server.started else 1)
 
 
 if __name__ == "__main__":

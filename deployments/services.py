@@ -189,7 +189,8 @@ def answers(url: str) -> bool:
 
 def _wait(name: str, health: str, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not answers(health):
+    # Also where something answers: it may be another installation's, which took the port a moment before.
+    while process.poll() is not None or not answers(health):
         if process.poll() is not None or time.monotonic() > deadline:
             tail = log_path(name).read_text("utf-8", "replace")[-600:]
             _signal_group(process, signal.SIGKILL)
@@ -202,6 +203,40 @@ def _wait(name: str, health: str, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.2)
 
 
+def _listening(
+    name: str,
+    preferred: int | None,
+    command: Sequence[str],
+    health: str,
+    environment: Callable[[str], Mapping[str, str]],
+    *,
+    outlives: bool = False,
+) -> tuple[str, subprocess.Popen[bytes]]:
+    """Starts a service on the preferred port of loopback, or another where somebody has it; returns its address.
+
+    Args:
+        command: Of Python, less its port.
+        environment: For an address.
+    """
+    while True:
+        port = free_port(preferred)
+        url = f"http://127.0.0.1:{port}"
+        whole = [sys.executable, *command, "--port", str(port)]
+        process = _spawn(name, whole, environment(url), outlives=outlives)
+        try:
+            _wait(name, url + health, process)
+        except ServiceError:
+            # Another one that starts at the same time may have taken the port in between.
+            if free_port(port) == port:
+                raise
+        else:
+            return url, process
+
+
+def _port_of(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
 def start_prefect_server(port: int = PREFECT_PORT) -> Service:
     """The Prefect server of this machine's installation: found running, or started on loopback.
 
@@ -212,20 +247,23 @@ def start_prefect_server(port: int = PREFECT_PORT) -> Service:
     use = Use(users)
     noted = service("prefect")
     if noted is not None:
-        port = int(noted["url"].rpartition(":")[2])  # after a crash, too, the address that people know
+        port = _port_of(noted["url"])  # after a crash, too, the address that people know
         if answers(f"{noted['url']}/api/health"):
             return Service("prefect", noted["url"], None, lambda: start_prefect_server(port), use)
-    port = free_port(port)
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "deployments.prefect_server", "--port", str(port), "--users", str(users)]
-    process = _spawn("prefect", command, prefect_environment(url), outlives=True)
     try:
-        _wait("prefect", f"{url}/api/health", process)
+        url, process = _listening(
+            "prefect",
+            port,
+            ["-m", "deployments.prefect_server", "--users", str(users)],
+            "/api/health",
+            prefect_environment,
+            outlives=True,
+        )
     except ServiceError:
         with use.end():
             raise
     record_service("prefect", {"url": url, "pid": process.pid})
-    return Service("prefect", url, process, lambda: start_prefect_server(port), use)
+    return Service("prefect", url, process, lambda: start_prefect_server(_port_of(url)), use)
 
 
 def start_runner(prefect_url: str, projects: Sequence[Path], *, rehearsal: bool = False) -> Service:
@@ -250,27 +288,13 @@ def start_runner(prefect_url: str, projects: Sequence[Path], *, rehearsal: bool 
 
 def start_review_app(project: Path, name: str, *, local_user: bool, port: int | None = None) -> Service:
     """The review app of a project on loopback."""
-    chosen = free_port(port)
-    url = f"http://127.0.0.1:{chosen}"
-    command = [
-        sys.executable,
-        "-m",
-        "review_app",
-        "--project",
-        str(project),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(chosen),
-    ]
-    process = _spawn(
-        f"review-{name}", [*command, *(["--local-user"] if local_user else [])], QUIET_ENVIRONMENT
-    )
-    _wait(f"review-{name}", f"{url}/healthz", process)
+    command = ["-m", "review_app", "--project", str(project), "--host", "127.0.0.1"]
+    command += ["--local-user"] if local_user else []
+    url, process = _listening(f"review-{name}", port, command, "/healthz", lambda _url: QUIET_ENVIRONMENT)
     record_service(f"review-{name}", {"url": url, "pid": process.pid})
     return Service(
         f"review-{name}",
         url,
         process,
-        lambda: start_review_app(project, name, local_user=local_user, port=chosen),
+        lambda: start_review_app(project, name, local_user=local_user, port=_port_of(url)),
     )

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from deployments import services
 from labeling.database import accounts
 from labeling.database.opening import project_database
 from labeling.initializing import initialize
+from labeling.listening import take_port
 from labeling.project_file import load_project
 from labeling.status import Position
 from review_app.__main__ import main as serve_review_app
@@ -135,7 +137,8 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daily, "wait_for_deployment", lambda name: None)
     monkeypatch.setattr(daily, "only_one", nullcontext)
     monkeypatch.setattr(main, "_until_interrupted", lambda *_: None)
-    monkeypatch.setattr(uvicorn, "run", lambda *_, **__: None)
+    monkeypatch.setattr("review_app.__main__.take_port", lambda *_: socket.socket())
+    monkeypatch.setattr(uvicorn.Server, "run", lambda server, **_: setattr(server, "started", True))
 
 
 def made_with(link: str, project: str) -> Role:
@@ -162,6 +165,16 @@ def test_without_a_local_user_the_first_admin_is_let_in_by_a_link(
     assert made_with(newer, project) is Role.ADMIN
     told = ended(command, project, "--no-local-user", "--json").output
     assert not {"setup_url", "setup_urls"} & set(json.loads(told))
+
+
+def test_a_review_app_whose_port_is_taken_says_so(project: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with take_port("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+
+        assert serve_review_app(["--project", project, "--port", str(port)]) == 1
+
+    said = capsys.readouterr().err
+    assert f"127.0.0.1:{port}: found Address already in use" in said and "Choose another port" in said
 
 
 def test_the_review_app_of_a_unit_prints_the_link_too(

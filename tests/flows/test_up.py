@@ -147,6 +147,32 @@ def test_up_keeps_the_server_of_a_run_that_ends(
     assert not list((home / "services").glob("*.json"))
 
 
+def test_two_installations_that_start_at_once_have_a_server_each(tmp_path: Path) -> None:
+    code = "import sys; from deployments.services import start_prefect_server\n"
+    code += "print(start_prefect_server(8751).url, flush=True); sys.stdin.readline()"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=Path(__file__).resolve().parents[2],
+            env={**os.environ, **QUIET_ENVIRONMENT, "COUNTERSIGN_HOME": str(tmp_path / name)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("one", "other")
+    ]
+
+    urls = [user.stdout.readline().strip() for user in both if user.stdout is not None]
+    noted = [read_json(tmp_path / name / "services" / "prefect.json") for name in ("one", "other")]
+    alive = [Path(f"/proc/{entry['pid']}").exists() for entry in noted]
+    for user in both:
+        user.communicate("\n", timeout=WAIT_S)
+
+    assert len({"", *urls}) == 3
+    assert [entry["url"] for entry in noted] == urls
+    assert alive == [True, True]
+
+
 @pytest.mark.campaign
 def test_a_server_ends_when_all_who_used_it_were_killed(home: Path) -> None:
     code = "import sys; from deployments.services import start_prefect_server\n"
