@@ -65,11 +65,10 @@ def _start(
             next_step="The file is damaged, of a newer format, or too large for this machine: convert it again or "
             "use a smaller model or engine.context.",
         ) from error
-    return (
-        server,
-        EngineConnection(server.listening_address, timeout_s=600, api_key=key),
-        xllamacpp.__version__,
-    )
+    connection = EngineConnection(server.listening_address, timeout_s=600, api_key=key)
+    # Answered by the loop of llama.cpp's server: told to end before that runs, it would wait for itself for ever.
+    connection.call("GET", "/lora-adapters")
+    return server, connection, xllamacpp.__version__
 
 
 class EmbeddedEngine(LlamaServer):

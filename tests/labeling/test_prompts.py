@@ -1,6 +1,8 @@
 """Prompts: one record each, the record's characters untouched, every version known by its content."""
 
 import secrets
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -310,6 +312,30 @@ def test_the_engine_in_the_process_is_known_by_its_file_wherever_that_lies(tmp_p
 
     assert seen[0] == seen[1]
     assert (seen[0].model, len(seen[0].digest)) == ("m.gguf", 64)
+
+
+OPENED_AND_CLOSED = """
+import sys
+from pathlib import Path
+from labeling.engines.embedded import EmbeddedEngine
+
+for _ in range(20):
+    EmbeddedEngine(Path(sys.argv[1]), context=64, slots=1, threads=1).close()
+"""
+
+
+def test_an_engine_in_the_process_that_is_closed_at_once_ends(tmp_path: Path) -> None:
+    weights = sentencepiece_model(tmp_path / "m.gguf", ["Sports"])
+    command = [sys.executable, "-c", OPENED_AND_CLOSED, str(weights)]
+
+    # llama.cpp's server waits for itself for ever if it is told to end before its loop runs, as on a busy machine.
+    several = [subprocess.Popen(command, cwd=Path(__file__).resolve().parents[2]) for _ in range(6)]
+    try:
+        assert [one.wait(timeout=60) for one in several] == [0] * 6
+    finally:
+        for one in several:
+            one.kill()
+            one.wait()
 
 
 def test_a_prompt_file_of_the_project_is_used_by_its_setup(
