@@ -183,6 +183,7 @@ def test_run_until_a_phase_that_is_done_runs_nothing(installation: Any, lettered
     assert sum(engine.asked.values()) == asked
 
 
+@pytest.mark.campaign
 def test_a_setup_that_did_not_pass_is_measured_anew_when_more_of_it_is_labelled(
     installation: Any, lettered: Callable[..., Any]
 ) -> None:
@@ -285,7 +286,7 @@ def test_what_was_changed_before_the_first_drafts_is_measured_again(
     installation.command("run", root, "--until", "pre_annotate")
 
 
-@pytest.mark.parametrize("drafted", [False, True])
+@pytest.mark.parametrize("drafted", [pytest.param(False, marks=pytest.mark.campaign), True])
 def test_labels_moved_by_hand_are_refused_where_scores_are_kept_in_their_order(
     drafted: bool, installation: Any, lettered: Callable[..., Any]
 ) -> None:
