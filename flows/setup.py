@@ -9,13 +9,11 @@ from prefect.runtime import flow_run
 from flows.parameters import SetupRun
 from labeling.checking import require_task
 from labeling.database import rounds
-from labeling.database.connection import Database
 from labeling.database.opening import project_database
 from labeling.project_file import load_project
 from labeling.setup import setup_stands
-from labeling.status import setup_passed
+from labeling.status import setup_passed, setup_word
 from labeling.storage import read_json
-from schemas.values import canonical_json
 from tasks.preparation import embed_records, ingest_sources, measure, queue_setup_sample
 
 
@@ -46,20 +44,13 @@ def setup(run: SetupRun) -> dict[str, Any]:
     figures = read_json(folder.round(1).setup) if stands else measure(project)
     _show(loaded.name, figures)
     with project_database(loaded, folder, rehearsal=rehearsal) as db:
-        if figures["verdict"] != "pass":
-            _ask_for_a_word(db, figures)
+        if figures["verdict"] != "pass" and setup_word(db, figures) is None:
+            rounds.open_gate(db, "setup", 1, figures)
         passed = setup_passed(folder, db)
     state = {"phase": "setup", "round": 1, "figures": figures, **counts}
     if passed:
         return {**state, "state": "done", "waiting_for": []}
     return {**state, "state": "waiting", "waiting_for": [f"the setup gate: {figures['sentence']}"]}
-
-
-def _ask_for_a_word(db: Database, figures: dict[str, Any]) -> None:
-    """Opens the gate; again where it was decided on other figures."""
-    events = rounds.gate_events(db, "setup", 1)
-    if not events or canonical_json(events[-1]["figures"]) != canonical_json(figures):
-        rounds.open_gate(db, "setup", 1, figures)
 
 
 def _show(name: str, figures: dict[str, Any]) -> None:

@@ -16,23 +16,22 @@ from labeling.cascade import batch_of, fit_student_confidence, left_to_student, 
 from labeling.engines.protocol import Engine
 from labeling.intervals import mcnemar_exact, paired_gain, wilson
 from labeling.paths import ProjectFolder
+from labeling.planned import has_drafts
 from labeling.prompts import Exemplar, Prompt, bind, only_text, spelled_by
 from labeling.record_store import Vectors, record_ids, rows_of, texts_of
 from labeling.score_store import ScoreStore, register
 from labeling.setup import bound_prompts, load_plan, try_prompts
-from labeling.storage import Table, read_json, write_bytes, write_json
+from labeling.storage import read_json, write_bytes, write_json
 from labeling.students import StackFit, fit_stack
 from labeling.suggesting import Suggester, load_suggestions, planned_prompt
-from schemas import tables
 from schemas.errors import EngineError, PromptTooLong, StorageError
 from schemas.plan import Cascade, Plan
 from schemas.project import Project
 
 SHIP_AT_P = 0.05
 STACK_FROM = 20  # reviewed records below which a student would only add noise
-HELD_OUT_MOST = (
-    150  # records a candidate prompt is tried on, one engine call each: 60 missed gains of 10 points
-)
+# Records a candidate prompt is tried on, one engine call each: 60 missed gains of 10 points.
+HELD_OUT_MOST = 150
 SHORT_RECORD = "word " * 64
 Floats = npt.NDArray[np.float64]
 
@@ -100,7 +99,7 @@ def require_no_drafts(project: Project, folder: ProjectFolder, number: int) -> N
     Raises:
         StorageError: round `number` has drafts; under another plan its table and its report would tell of two.
     """
-    if Table(folder.round(number).suggestions, tables.suggestions(project.label_schema.task)).exists:
+    if has_drafts(project, folder, number):
         raise StorageError(
             f"plan of round {number}",
             found="drafts that were made with it",
@@ -245,7 +244,10 @@ def _ask_before_learning(
     The reviewed records alone are the unsure ones, and their mean is not the data's. Pre-annotation would ask the same
     records with the same prompt and finds their scores.
     """
-    ids = sorted(random_share(project, record_ids(project, folder)) | set(known.ids))
+    wanted = random_share(project, record_ids(project, folder)) | set(known.ids)
+    ids = sorted(wanted - register(project, folder, engine, prompt).known())
+    if not ids:
+        return
     texts = texts_of(project, folder, ids)
     for _ in try_prompts(project, folder, engine, [prompt], ids, texts, on_record=on_record):
         pass

@@ -13,6 +13,11 @@ from schemas.errors import ProjectError
 from schemas.project import Project
 
 
+def has_drafts(project: Project, folder: ProjectFolder, number: int) -> bool:
+    """Whether drafts of a round were made with its plan, which stands from then on."""
+    return Table(folder.round(number).suggestions, tables.suggestions(project.label_schema.task)).exists
+
+
 def load_planned(path: Path | str) -> tuple[Project, ProjectFolder]:
     """Reads a project for work on its drafts, whose scores are stored in the order of the labels.
 
@@ -24,14 +29,13 @@ def load_planned(path: Path | str) -> tuple[Project, ProjectFolder]:
     if folder.round(1).plan.is_file():
         used = read_json(folder.prompts_used / f"{read_json(folder.round(1).plan)['prompt_id']}.json")
         labels = [code[0] for code in used["codes"]]
-        drafted = Table(folder.round(1).rejected, tables.rejected(project.label_schema.task)).exists
         if labels != list(project.label_schema.names):
             raise ProjectError(
                 "schema.labels",
                 found=", ".join(project.label_schema.names)[:500],
                 expected=f"the labels that the drafts are made with, in their order: {', '.join(labels)[:500]}",
                 next_step="Put them back; definitions may change at any time. For other labels start a new project."
-                if drafted
+                if has_drafts(project, folder, 1)
                 else "Put them back, or let the sample be measured with the new ones: `countersign run PROJECT --until "
                 "setup`.",
             )

@@ -25,14 +25,14 @@ from labeling.engines.self_test import (
 from labeling.intervals import gate_verdict, records_to_conclude, wilson_for_best_of
 from labeling.label_lists import LabelLists, label_lists, listing_for, recall
 from labeling.paths import ProjectFolder
+from labeling.planned import has_drafts
 from labeling.prompts import Prompt, bind, label_codes, load_template
 from labeling.record_store import record_ids, rows_of, texts_of
 from labeling.score_store import ScoreStore, register, score_missing
 from labeling.scoring import NO_ANSWER
 from labeling.selection import self_test_sample, simple_random_sample
-from labeling.storage import Table, read_json, write_json
+from labeling.storage import read_json, write_json
 from labeling.suggesting import Suggester
-from schemas import tables
 from schemas.errors import LabelsNotTold, ProjectError, SourceError, TooManyRejected
 from schemas.plan import Plan
 from schemas.project import Project
@@ -47,7 +47,10 @@ def sample_ids(project: Project, folder: ProjectFolder) -> list[str]:
     Raises:
         SourceError: there are fewer records than the sample asks for.
     """
-    ids = record_ids(project, folder)
+    return _sample_of(project, record_ids(project, folder))
+
+
+def _sample_of(project: Project, ids: Sequence[str]) -> list[str]:
     if len(ids) < project.setup.sample + 10:
         raise SourceError(
             "sources",
@@ -64,11 +67,12 @@ def draw_sample(project: Project, folder: ProjectFolder) -> list[str]:
     Raises:
         SourceError: as `sample_ids`.
     """
-    sample = sample_ids(project, folder)
+    ids = record_ids(project, folder)
+    sample = _sample_of(project, ids)
     write_json(
         folder.sample,
         {
-            "records": len(record_ids(project, folder)),
+            "records": len(ids),
             "seed": _sample_seed(project),
             "sample": sample,
             "method": "first by SHA-256(seed|id)",
@@ -494,8 +498,7 @@ def save_setup(folder: ProjectFolder, plan: Plan, figures: dict[str, Any]) -> No
 
 def setup_stands(project: Project, folder: ProjectFolder) -> bool:
     """Whether the setup can no longer be measured anew: drafts of round 1 were made with its plan."""
-    drafts = Table(folder.round(1).suggestions, tables.suggestions(project.label_schema.task))
-    return folder.round(1).setup.is_file() and drafts.exists
+    return folder.round(1).setup.is_file() and has_drafts(project, folder, 1)
 
 
 def load_plan(folder: ProjectFolder, number: int) -> Plan:

@@ -1,5 +1,6 @@
 """Where a project stands, read from its tables and its database; nothing is remembered anywhere else."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,20 +38,20 @@ def position(project: Project, folder: ProjectFolder, db: Database) -> Position:
         number += 1
 
 
+def setup_word(db: Database, figures: Mapping[str, Any]) -> str | None:
+    """What last happened at the setup gate, if it was about these figures: the setup may have been measured anew."""
+    events = rounds.gate_events(db, "setup", 1)
+    if not events or canonical_json(events[-1]["figures"]) != canonical_json(figures):
+        return None
+    return str(events[-1]["event"])
+
+
 def setup_passed(folder: ProjectFolder, db: Database) -> bool:
     """Whether the drafts are good enough by their figures or by a lead's word."""
     if not folder.round(1).setup.is_file():
         return False
     figures = read_json(folder.round(1).setup)
-    if figures["verdict"] == "pass":
-        return True
-    events = rounds.gate_events(db, "setup", 1)
-    # A word is about the figures that it was given on; the setup may have been measured anew.
-    return (
-        bool(events)
-        and events[-1]["event"] == Verdict.APPROVE.value
-        and canonical_json(events[-1]["figures"]) == canonical_json(figures)
-    )
+    return figures["verdict"] == "pass" or setup_word(db, figures) == Verdict.APPROVE.value
 
 
 def _setup_waits(folder: ProjectFolder, db: Database) -> list[str]:

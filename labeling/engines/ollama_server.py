@@ -69,11 +69,15 @@ def _refuse_cloud(connection: EngineConnection) -> None:
         )
 
 
+def _is_called(entry: dict[str, Any], model: str) -> bool:
+    return entry.get("name") in (model, f"{model}:latest")
+
+
 def _entry(connection: EngineConnection, model: str, key: str) -> dict[str, Any]:
     """What Ollama lists of a model that `key` of the project names and that runs on this machine."""
     listed = _models(connection)
     for entry in listed:
-        if entry.get("name") in (model, f"{model}:latest"):
+        if _is_called(entry, model):
             if entry.get("remote_host") or entry.get("remote_model"):
                 raise ModelFileError(
                     f"{key} {model!r}",
@@ -260,9 +264,8 @@ class OllamaServer:
     def memory_mb(self) -> int | None:
         reply = self._http.call("GET", "/api/ps")
         loaded = reply.get("models") if isinstance(reply, dict) else None
-        names = (self._model, f"{self._model}:latest")
         for entry in loaded if isinstance(loaded, list) else []:
-            if isinstance(entry, dict) and entry.get("name") in names:
+            if isinstance(entry, dict) and _is_called(entry, self._model):
                 size = finite(entry.get("size"))
                 return None if size is None else round(size / 1e6)
         return None
