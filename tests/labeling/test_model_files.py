@@ -51,7 +51,7 @@ def test_a_missing_model_says_how_to_get_it(home: Path) -> None:
 
     assert caught.value.path == str(cached(SMALL))
     assert caught.value.found == "no file"
-    assert "make models" in caught.value.next_step
+    assert f"countersign models {SMALL}" in caught.value.next_step
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "replaced"])
@@ -214,8 +214,11 @@ def test_an_unreachable_registry_is_a_clear_error(wheelhouse: Path) -> None:
 # -- conversion ------------------------------------------------------------------------------------------------------
 
 
-def test_weights_in_the_slow_layout_become_the_quick_one_almost_without_loss(tmp_path: Path) -> None:
-    slow, quick = gguf.GGMLQuantizationType.Q4_1, gguf.GGMLQuantizationType.Q8_0
+@pytest.mark.parametrize("layout", ["q8_0", "bf16"])
+def test_weights_in_the_slow_layout_become_a_quick_one_almost_without_loss(
+    tmp_path: Path, layout: str
+) -> None:
+    slow, quick = gguf.GGMLQuantizationType.Q4_1, gguf.GGMLQuantizationType[layout.upper()]
     values = np.random.default_rng(1).normal(size=(64, 128)).astype(np.float32)
     writer = gguf.GGUFWriter(tmp_path / "slow.gguf", "llama")
     writer.add_name("tiny")
@@ -227,8 +230,8 @@ def test_weights_in_the_slow_layout_become_the_quick_one_almost_without_loss(tmp
     writer.write_tensors_to_file()
     writer.close()
 
-    model_files._as_q8_0(tmp_path / "slow.gguf", tmp_path / "quick.gguf")
-    model_files._as_q8_0(tmp_path / "slow.gguf", tmp_path / "again.gguf")
+    model_files._stored_anew(tmp_path / "slow.gguf", tmp_path / "quick.gguf", layout)
+    model_files._stored_anew(tmp_path / "slow.gguf", tmp_path / "again.gguf", layout)
 
     before, after = gguf.GGUFReader(tmp_path / "slow.gguf"), gguf.GGUFReader(tmp_path / "quick.gguf")
     assert [tensor.tensor_type for tensor in after.tensors] == [quick, gguf.GGMLQuantizationType.F32]
