@@ -1,5 +1,5 @@
 """Labels against what each real engine can do at most: `python -m benchmarks.engine_limits [--records 72] [--turns 3]
-[--slots 2]`.
+[--slots 2] [--model NAME]`.
 
 Needs `make engines`. On the shipped model, one engine after the other: the labels of `countersign bench` (200-token
 records behind a shared prefix) in turn with two limits. *Its limit*: llama-server and the engine in the process are

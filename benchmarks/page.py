@@ -24,6 +24,8 @@ TITLES = {
     "bench": "Labels an hour on this hardware (`countersign bench`)",
     "engine_share": "Share of the engine's limit, Prefect's share (`python -m benchmarks.engine_share`)",
     "engine_limits": "Each engine against its own limit (`python -m benchmarks.engine_limits`)",
+    "engine_limits_bf16": "The same with the weights as BF16 "
+    "(`python -m benchmarks.engine_limits --model smollm2-135m-instruct-bf16`)",
     "overhead": "Pipeline overhead with an engine that costs nothing (`python -m benchmarks.overhead`)",
     "usual_script": "One-token labels against the usual script, AG News (`python -m benchmarks.usual_script FILE`)",
     "usual_script_ollama_0_24": "The same on Ollama 0.24 "

@@ -60,6 +60,7 @@ def main() -> None:
         run(name, arguments)
     if built("ollama") and built("llama-server"):
         run("engine_limits", ["-m", "benchmarks.engine_limits"])
+        run("engine_limits_bf16", ["-m", "benchmarks.engine_limits", "--model", "smollm2-135m-instruct-bf16"])
     data = os.environ.get("COUNTERSIGN_BENCHMARK_DATA")
     if data:
         for name, (dataset, file) in DATA.items():
