@@ -9,6 +9,7 @@ from flows.parameters import CompareRun
 from labeling.comparing import compare as compare_models
 from labeling.comparing import comparison_table, reviewed_sample
 from labeling.project_file import load_project
+from tasks.artifacts import artifact_key
 
 
 @flow(name="compare", persist_result=True)
@@ -26,6 +27,6 @@ def compare(run: CompareRun) -> dict[str, Any]:
         on_model=lambda name: logger.info("%s: %d records ...", name, len(truth)),
     )
     create_markdown_artifact(
-        comparison_table(answer), key=f"{loaded.name}-comparison", description=answer["reason"]
+        comparison_table(answer), key=artifact_key(loaded.name, "comparison"), description=answer["reason"]
     )
     return answer

@@ -7,6 +7,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows.parameters import ExportRun, round_of
 from labeling.project_file import load_project
+from tasks.artifacts import artifact_key
 from tasks.reviewing import release
 
 
@@ -18,6 +19,6 @@ def export(run: ExportRun) -> dict[str, Any]:
     counts = outcome["counts"]
     create_markdown_artifact(
         f"Release `{outcome['release']}`\n\n{counts['settled']} of {counts['records']} records settled.",
-        key=f"{load_project(run.project)[0].name}-release",
+        key=artifact_key(load_project(run.project)[0].name, "release"),
     )
     return {"phase": "export", "round": round_number, "state": "done", "waiting_for": [], **outcome}

@@ -23,6 +23,7 @@ from labeling.service_records import review_url
 from schemas.errors import LabelingError
 from schemas.project import Project
 from schemas.review import GateRecord, SignOff, Verdict
+from tasks.artifacts import artifact_key
 
 
 class GateForm(RunInput):
@@ -48,7 +49,7 @@ def wait_at_gate(project: Project, folder: ProjectFolder, phase: str, number: in
             text = gate_text(project, db, phase, number)
             told = _earlier_answer(db, asked - 1)
         create_markdown_artifact(
-            text, key=f"{project.name}-gate", description=f"Gate of {phase}, round {number}"
+            text, key=artifact_key(project.name, "gate"), description=f"Gate of {phase}, round {number}"
         )
         form = GateForm.with_initial_data(description=(f"**{told}**\n\n" if told else "") + text)
         answer = suspend_flow_run(wait_for_input=form, key=f"{phase}-{number}-{asked}")

@@ -7,6 +7,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows.parameters import IterateRun, round_of
 from labeling.project_file import load_project
+from tasks.artifacts import artifact_key
 from tasks.reviewing import plan_next
 
 
@@ -16,6 +17,7 @@ def iterate(run: IterateRun) -> dict[str, Any]:
     round_number = round_of(run, "iterate")
     sentences = plan_next(run.project, round_number)
     create_markdown_artifact(
-        "\n".join(f"- {line}" for line in sentences), key=f"{load_project(run.project)[0].name}-plan"
+        "\n".join(f"- {line}" for line in sentences),
+        key=artifact_key(load_project(run.project)[0].name, "plan"),
     )
     return {"phase": "iterate", "round": round_number, "state": "done", "waiting_for": [], "plan": sentences}

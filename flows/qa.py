@@ -9,6 +9,7 @@ from flows.figures import round_text
 from flows.parameters import QaRun, round_of
 from labeling.project_file import load_project
 from labeling.service_records import review_url
+from tasks.artifacts import artifact_key
 from tasks.reviewing import check_quality
 
 
@@ -22,7 +23,7 @@ def qa(run: QaRun) -> dict[str, Any]:
     if outcome.get("figures"):
         project, _ = load_project(run.project)
         text = round_text(project.title or project.name, outcome["figures"], review_url(project.name))
-        create_markdown_artifact(text, key=f"{project.name}-round")
+        create_markdown_artifact(text, key=artifact_key(project.name, "round"))
     return {
         "phase": "qa",
         "round": round_number,

@@ -11,6 +11,7 @@ from labeling.database.opening import project_database
 from labeling.project_file import load_project
 from labeling.service_records import review_url
 from labeling.status import status
+from tasks.artifacts import artifact_key
 
 
 @flow(name="remind")
@@ -23,7 +24,7 @@ def remind(run: RemindRun) -> Any:
     waits = state["waiting_for"]
     create_markdown_artifact(
         reminder(project.title or project.name, state, review_url(project.name)),
-        key=f"{project.name}-reminder",
+        key=artifact_key(project.name, "reminder"),
     )
     said = f"{state['phase']} of round {state['round']}: " + ("; ".join(waits) or "nothing waits for people")
     return Completed(name="Waiting" if waits else "Nothing waits", message=said)

@@ -14,6 +14,7 @@ from labeling.project_file import load_project
 from labeling.setup import setup_stands
 from labeling.status import setup_passed, setup_word
 from labeling.storage import read_json
+from tasks.artifacts import artifact_key
 from tasks.preparation import embed_records, ingest_sources, measure, queue_setup_sample
 
 
@@ -58,4 +59,4 @@ def _show(name: str, figures: dict[str, Any]) -> None:
         {key: candidate[key] for key in ("template", "strength", "right", "n", "unusable")}
         for candidate in figures["candidates"]
     ]
-    create_table_artifact(rows, key=f"{name}-prompts", description=figures["sentence"])
+    create_table_artifact(rows, key=artifact_key(name, "prompts"), description=figures["sentence"])

@@ -14,6 +14,7 @@ from labeling.setup import keep_self_test, load_plan
 from labeling.storage import project_lock
 from labeling.suggesting import planned_prompt, planned_vectors, write_suggestions
 from schemas.errors import IdentityChanged
+from tasks.artifacts import artifact_key
 from tasks.progress import Progress
 from tasks.retrying import ALWAYS, RETRY
 
@@ -50,7 +51,9 @@ def score_for_a_while(project_path: str, round_number: int) -> dict[str, Any]:
         known = store.known() | left_to_student(project, folder, plan, vectors)
         total = len(record_ids(project, folder))
         asked = total - len(known)
-        progress = Progress("pre-annotation", total, done=len(known), key=f"{project.name}-pre-annotation")
+        progress = Progress(
+            "pre-annotation", total, done=len(known), key=artifact_key(project.name, "pre-annotation")
+        )
         engine.warm(engine.tokenize(prompt.prefix))
         fresh = scored = 0
         for part, frame in stream_records(project, folder, ["text"]):

@@ -14,6 +14,7 @@ from labeling.reviewing import queue_sample, sample_labels
 from labeling.setup import draw_sample, kept_figures, measure_prompts, sample_gold, save_setup
 from labeling.storage import project_lock
 from labeling.task_types import task_type
+from tasks.artifacts import artifact_key
 from tasks.progress import Progress
 from tasks.retrying import ALWAYS, RETRY
 
@@ -52,7 +53,9 @@ def embed_records(project_path: str) -> int:
     embedder = shared_embedder(project)
     if embedder is None:
         return 0
-    progress = Progress("embeddings", len(record_ids(project, folder)), key=f"{project.name}-embeddings")
+    progress = Progress(
+        "embeddings", len(record_ids(project, folder)), key=artifact_key(project.name, "embeddings")
+    )
     with project_lock(folder.lock, "embedding"):
         added = embed_missing(project, folder, embedder, progress=progress.at)
         if task_type(project).one_token:
@@ -91,7 +94,7 @@ def measure(project_path: str) -> dict[str, Any]:
     if kept is not None:
         return kept
     trials = len(project.prompts.files) + 1  # and the best once more with the labels in another order
-    progress = Progress("prompt trial", len(truth) * trials, key=f"{project.name}-setup")
+    progress = Progress("prompt trial", len(truth) * trials, key=artifact_key(project.name, "setup"))
     with project_lock(folder.lock, "setup"):
         plan, figures = measure_prompts(project, folder, engine, truth, on_record=progress.advance)
         save_setup(folder, plan, figures)

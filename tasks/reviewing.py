@@ -15,6 +15,7 @@ from labeling.release import export_release
 from labeling.reporting import write_report
 from labeling.reviewing import open_review, settled_values, write_annotations
 from labeling.storage import project_lock
+from tasks.artifacts import artifact_key
 from tasks.progress import Progress
 from tasks.retrying import ALWAYS, RETRY
 
@@ -72,7 +73,9 @@ def plan_next(project_path: str, round_number: int) -> list[str]:
     project, folder = load_planned(project_path)
     require_no_drafts(project, folder, round_number + 1)
     engine = shared_engine(project)
-    progress = Progress("records asked with candidate prompts", None, key=f"{project.name}-iterate")
+    progress = Progress(
+        "records asked with candidate prompts", None, key=artifact_key(project.name, "iterate")
+    )
     with project_lock(folder.lock, "iteration"):
         plan = make_plan(
             project,
