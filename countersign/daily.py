@@ -25,7 +25,7 @@ from labeling.paths import ProjectFolder
 from labeling.project_file import load_project
 from labeling.service_records import service
 from labeling.storage import project_lock
-from schemas.errors import BusyError
+from schemas.errors import BusyError, ProjectError
 from schemas.project import Project
 from schemas.review import RoundState
 
@@ -43,6 +43,7 @@ def bring_up(projects: list[Path], *, port: int, local_user: bool) -> tuple[list
     A project whose round is open gets a review run that waits at the gate, so that the lead finds it in the UI.
     """
     loaded = [load_project(path) for path in projects]
+    _require_own_names(loaded)
     services: list[Service] = []
     try:
         services.append(start_prefect_server())
@@ -71,6 +72,20 @@ def bring_up(projects: list[Path], *, port: int, local_user: bool) -> tuple[list
     if links:
         answer["setup_urls"] = links
     return services, answer
+
+
+def _require_own_names(loaded: Sequence[tuple[Project, ProjectFolder]]) -> None:
+    """Two projects of one name would share their deployments: a signature could land in the other one."""
+    seen: dict[str, ProjectFolder] = {}
+    for project, folder in loaded:
+        if project.name in seen:
+            raise ProjectError(
+                f"{folder.root / 'project.yaml'}: name",
+                found=f"{project.name!r}, the name of {seen[project.name].root} too",
+                expected="a name of its own for every project",
+                next_step="Change `name` in one of the two (`title` is what people read), or give each project once.",
+            )
+        seen[project.name] = folder
 
 
 def setup_link(project: Project, folder: ProjectFolder, url: str) -> str | None:
@@ -174,8 +189,13 @@ def _gate_runs(client: Any, project: Project, states: Sequence[str]) -> list[Any
 
 
 def ensure_gate(project: Project, folder: ProjectFolder) -> str | None:
-    """A run at the gate of the open round; None when no round is open. Never a second one."""
+    """A run at the gate of the open round; None when no round is open. Never a second one.
+
+    One that waits at the gate of a round that was signed while no server was up is cancelled: who signed it again would
+    take that for the open round's signature.
+    """
     from prefect.client.orchestration import get_client
+    from prefect.states import Cancelled
 
     with project_database(project, folder) as db:
         number = next(
@@ -187,6 +207,10 @@ def ensure_gate(project: Project, folder: ProjectFolder) -> str | None:
     deployment = wait_for_deployment(f"review/{project.name}")
     with get_client(sync_client=True) as client:
         runs = _gate_runs(client, project, WAITING_STATES)
+        for run in [run for run in runs if _left_behind(run, number)]:
+            told = f"Its round was signed elsewhere; round {number} is open."
+            client.set_flow_run_state(run.id, Cancelled(message=told), force=True)
+            runs.remove(run)
         if runs:
             return str(runs[0].id)
         run = client.create_flow_run_from_deployment(
@@ -194,6 +218,12 @@ def ensure_gate(project: Project, folder: ProjectFolder) -> str | None:
             parameters={"run": {"project": str(folder.root), "round_number": number, "rehearsal": rehearsal}},
         )
     return str(run.id)
+
+
+def _left_behind(run: Any, number: int) -> bool:
+    """Whether a run waits at the gate of another round than the open one."""
+    phase, _, rest = (run.state.state_details.pause_key or "").partition("-")
+    return phase == "review" and rest.partition("-")[0] != str(number)
 
 
 def resume(run_id: Any, form: dict[str, str]) -> None:

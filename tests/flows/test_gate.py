@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deployed import prefect_at
 
 from labeling.closing import signing_files
 from labeling.database import accounts, chain, queue, rounds
@@ -70,7 +71,7 @@ def at_gate(installation: Any, lettered: Callable[..., Any]) -> Iterator[tuple[A
 
     root, _ = lettered(60, setup={"sample": 40, "threshold": 0.5})
     text = (root / "project.yaml").read_text()
-    name = f"gate-{secrets.token_hex(4)}"
+    name = f"gate_{secrets.token_hex(4)}"
     text = text.replace("  id: id\n", "  id: id\n  gold: label\n").replace("name: small", f"name: {name}")
     (root / "project.yaml").write_text(text)
     installation.command("run", root, check=3)
@@ -166,6 +167,35 @@ def test_the_form_of_the_gate_passes_a_finished_round_only(at_gate: tuple[Any, P
     code, answer = installation.command("run", root, "--until", "qa", check=None)
     assert answer["phase"] == "qa", answer
     assert code in (0, 3)
+
+
+def test_a_run_at_the_gate_of_a_round_that_was_signed_elsewhere_makes_way(
+    installation: Any, lettered: Callable[..., Any]
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.states import Suspended
+
+    from countersign.daily import ensure_gate
+
+    root, _ = lettered(30)
+    name = f"left-{secrets.token_hex(4)}"
+    text = (root / "project.yaml").read_text()
+    (root / "project.yaml").write_text(text.replace("name: small", f"name: {name}"))
+    project, folder = load_project(root)
+    with project_database(project, folder) as db:
+        rounds.open_round(db, 2, state=RoundState.OPEN, rehearsal=False, actor="flow")
+    with prefect_at(installation.url), get_client(sync_client=True) as client:
+        deployment = client.create_deployment(client.create_flow_from_name("review"), name)
+        waiting = client.create_flow_run_from_deployment(deployment)
+        client.set_flow_run_state(waiting.id, Suspended(pause_key="review-1-1"), force=True)
+
+        run = ensure_gate(project, folder)
+
+        assert run not in (None, str(waiting.id))
+        assert client.read_flow_run(waiting.id).state.is_cancelled()
+        assert client.read_flow_run(run).parameters["run"]["round_number"] == 2
+        client.set_flow_run_state(run, Suspended(pause_key="review-2-3"), force=True)
+        assert ensure_gate(project, folder) == run
 
 
 def test_gate_command_names_what_is_missing_and_signs_when_nothing_is(

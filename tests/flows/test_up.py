@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_projects import write_project
 
 from countersign import daily
 from deployments.services import QUIET_ENVIRONMENT, Service, ServiceError, answers
 from labeling import paths
 from labeling.storage import read_json
+from schemas.errors import ProjectError
 
 WAIT_S = 120.0
 
@@ -90,6 +92,17 @@ def test_what_crashes_is_started_again_and_a_second_start_is_refused(
     for pid in children:
         wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists())
     assert not list((home / "services").glob("*.json"))
+
+
+def test_two_projects_of_one_name_are_not_brought_up_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("one", "copy"):
+        write_project(tmp_path / folder, [{"text": "a"}])
+    monkeypatch.setattr(daily, "start_prefect_server", lambda: pytest.fail("nothing may be started"))
+
+    with pytest.raises(ProjectError, match="'small', the name of .*one too"):
+        daily.bring_up([tmp_path / "one", tmp_path / "copy"], port=8741, local_user=True)
 
 
 def test_a_service_that_ends_again_and_again_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
