@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -189,7 +190,9 @@ def _routed(project: Project, folder: ProjectFolder, number: int, wanted: Sequen
     for record_id in wanted:
         labels = label_names(suggested[record_id]) or [] if record_id in suggested else []
         for route in project.review.routes:
-            if source_of[record_id] == route.source or route.label in labels:
+            # Records name the file of their source, a route its path.
+            of_source = route.source is not None and source_of[record_id] == Path(route.source).name
+            if of_source or route.label in labels:
                 pool_of[record_id] = route.pool
                 break
     return pool_of

@@ -286,19 +286,24 @@ def test_control_records_check_people_and_never_become_gold_or_disputes() -> Non
     assert set(dispute_reasons(project, annotations, flagged, 1.0)) == {"r1"}
 
 
-def test_control_records_and_routes_of_a_project_reach_the_queue(project_folder: ProjectFactory) -> None:
+@pytest.mark.parametrize("path", ["records.jsonl", "night/shift/records.jsonl"])
+def test_control_records_and_routes_of_a_project_reach_the_queue(
+    path: str, project_folder: ProjectFactory
+) -> None:
     rows = [
         {"text": f"record number {i} says beta", "known": "beta" if i % 4 == 0 else None} for i in range(40)
     ]
     project, folder = project_folder(
         rows,
-        source={"gold": "known"},
+        sources=[{"path": path, "gold": "known"}],
         review={
             "control_records": 3,
             "blind_slice": 5,
-            "routes": [{"source": "records.jsonl", "pool": "Nurses"}],
+            "routes": [{"source": path, "pool": "Nurses"}],
         },
     )
+    (folder.root / path).parent.mkdir(parents=True, exist_ok=True)
+    (folder.root / "records.jsonl").rename(folder.root / path)
     ingest(project, folder)
     write_json(folder.round(1).plan, {"reviewed": 0})
     with project_database(project, folder) as db:
