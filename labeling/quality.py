@@ -35,7 +35,7 @@ from labeling.paths import ProjectFolder
 from labeling.record_store import Vectors
 from labeling.reviewing import known_values, settled_values
 from labeling.screening import find
-from labeling.storage import Table, read_json, write_json
+from labeling.storage import Table, discard, read_json, write_json
 from labeling.suggesting import load_suggestions
 from labeling.task_types import task_type
 from schemas import tables
@@ -245,9 +245,9 @@ def _settle_findings(
     said = opinions(annotations)
     settled = []
     for row in load_findings(project, folder, number).iter_rows(named=True):
-        if row["state"] != "open" or row["record_id"] not in judged:
+        verdict = judged.get(row["record_id"])
+        if verdict is None or row["settled_by"] == verdict["annotation_id"]:
             continue
-        verdict = judged[row["record_id"]]
         before = majority([canonical_json(decision["value"]) for decision in said[row["record_id"]]]).value
         kept = before == canonical_json(verdict["value"])
         settled.append(
@@ -265,8 +265,8 @@ def settle(
 
     Of a closed round nothing is written any more.
     """
-    kept = folder.round(number).figures
-    if rounds.state_of(db, number) is RoundState.CLOSED and kept.is_file():
+    kept, closed = folder.round(number).figures, rounds.state_of(db, number) is RoundState.CLOSED
+    if closed and kept.is_file():
         return {"missing": [], "figures": read_json(kept)}
     judged = {
         row["record_id"]: row
@@ -283,6 +283,9 @@ def settle(
         )
         return {"missing": rounds.missing(db, number)}
     table = Table(folder.round(number).gold, tables.gold(project.label_schema.task))
+    if not closed and _made_of(table) != {row["record_id"]: row["annotation_ids"] for row in rows}:
+        # Of a start that broke off before the round was closed: an adjudicator thought again since.
+        discard(table.folder)
     if not table.exists:
         table.append(rows, meta={"round": number})
     _settle_findings(project, folder, number, annotations, judged)
@@ -290,6 +293,11 @@ def settle(
     write_json(folder.round(number).figures, figures)
     rounds.close_round(db, number, files=closing_files(folder, number))
     return {"missing": [], "figures": figures}
+
+
+def _made_of(gold: Table) -> dict[str, list[str]]:
+    """The decisions that each label was made of."""
+    return dict(gold.read(["record_id", "annotation_ids"]).iter_rows())
 
 
 def round_figures(

@@ -316,3 +316,29 @@ def test_control_records_and_routes_of_a_project_reach_the_queue(
         assert (counts["control"], counts["audit"], sum(counts.values())) == (3, 5, 40)
         assert len(routed) == 1 and None not in routed
         assert set(known_values(project, folder, control).values()) == {"beta"}
+
+
+def test_an_adjudicator_who_thinks_again_before_the_round_is_closed_is_heard(copy_of_worked: Loop) -> None:
+    loop = copy_of_worked
+    with loop.db.write() as conn:  # quality assurance broke off when the gold was written
+        conn.execute(queue_tables.rounds.update().values(state="adjudicating"))
+    judge = loop.people["rex"].id
+    assert queue.undo(loop.db, judge, number=1) is not None
+    (again,) = queue.disputes(loop.db, judge, 1)
+    value = next(label for label in loop.project.label_schema.names if label != loop.truth[again.record_id])
+    loop.truth[again.record_id] = value  # the other label, this time
+
+    loop.adjudicate(1)
+    settle(
+        loop.project,
+        loop.folder,
+        loop.db,
+        1,
+        Table(loop.folder.round(1).annotations, tables.annotations(TASK)).read(),
+    )
+
+    gold = Table(loop.folder.round(1).gold, tables.gold(TASK)).read()
+    assert gold.filter(record_id=again.record_id)["value"].to_list() == [value]
+    standing = {row["annotation_id"] for row in decisions_of_round(loop.db, 1)}
+    assert {made for row in gold["annotation_ids"].to_list() for made in row} <= standing
+    assert set(load_findings(loop.project, loop.folder, 1)["settled_by"].drop_nulls()) <= standing
