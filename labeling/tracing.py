@@ -21,7 +21,7 @@ from labeling.task_types import task_type
 from schemas import tables
 from schemas.errors import StorageError
 from schemas.project import Project
-from schemas.review import Purpose, RoundState
+from schemas.review import Purpose, RoundState, Verdict
 
 
 def _round_numbers(folder: ProjectFolder) -> list[int]:
@@ -140,10 +140,23 @@ def _released(release: Path, record_id: str) -> list[dict[str, Any]]:
 
 
 def _record(project: Project, folder: ProjectFolder, wanted: str) -> dict[str, Any]:
+    found: list[dict[str, Any]] = []
     for _, frame in records_table(project, folder).stream():
-        found = frame.filter((pl.col("record_id") == wanted) | (pl.col("source_id") == wanted))
-        if found.height:
-            return found.row(0, named=True)
+        fitting = frame.filter((pl.col("record_id") == wanted) | (pl.col("source_id") == wanted))
+        found += fitting.iter_rows(named=True)
+    named = [row for row in found if row["record_id"] == wanted] or found
+    if len(named) == 1:
+        return named[0]
+    if named:
+        told = ", ".join(
+            f"{row['record_id']} ({row['source']}, row {row['source_row']})" for row in named[:5]
+        )
+        raise StorageError(
+            f"record {wanted!r}",
+            found=f"{len(named)} records of that id in their sources: {told}",
+            expected="one",
+            next_step="Give the record id of the one you mean.",
+        )
     raise StorageError(
         f"record {wanted!r}",
         found="no such record",
@@ -308,7 +321,7 @@ def _verify_decisions(project: Project, folder: ProjectFolder, db: Database) -> 
     problems = []
     for number in _round_numbers(folder):
         annotations = Table(folder.round(number).annotations, layout)
-        if not annotations.exists or annotations.verify():
+        if not annotations.exists or annotations.verify() or _to_be_made_anew(db, number):
             continue
         decisions = decisions_of_round(db, number)
         judged = {row["record_id"]: row for row in decisions if row["purpose"] == Purpose.RECHECK.value}
@@ -328,6 +341,18 @@ def _verify_decisions(project: Project, folder: ProjectFolder, db: Database) -> 
         settled, _ = gold_rows(frame, judged, number=number, confidence={})
         problems += _verify_settled(number, gold, {row["record_id"]: row for row in settled})
     return problems
+
+
+def _to_be_made_anew(db: Database, number: int) -> bool:
+    """Whether a round's signature was taken back: its annotations stay as they were signed until quality assurance
+    writes them anew.
+    """
+    state = rounds.state_of(db, number)
+    taken_back = {"reopened", Verdict.REJECT.value}
+    return state is RoundState.OPEN or (
+        state is RoundState.SIGNED
+        and any(event["event"] in taken_back for event in rounds.gate_events(db, "review", number))
+    )
 
 
 def _verify_settled(number: int, gold: Table, settled: dict[str, dict[str, Any]]) -> list[str]:

@@ -184,8 +184,10 @@ def test_decisions_changed_after_a_signature_was_taken_back_are_the_ones_that_co
 
     rounds.reopen(loop.db, 1, by="lea", note="one more look")
     queue.undo(loop.db, loop.people["ann"].id)
+    assert verify(loop.project, loop.folder, loop.db) == [], "nobody changed what was signed"
     loop.label_all()
     loop.sign(1)
+    assert verify(loop.project, loop.folder, loop.db) == []
     again = write_annotations(loop.project, loop.folder, loop.db, 1)
 
     standing = [row["annotation_id"] for row in queue.decisions_of_round(loop.db, 1)]

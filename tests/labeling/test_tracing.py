@@ -11,11 +11,13 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from rounds_of_work import Loop
-from small_projects import RELEASE_FILES
+from small_projects import RELEASE_FILES, ProjectFactory
 
 from labeling import tracing
 from labeling.database import chain
+from labeling.database.opening import project_database
 from labeling.database.queue import decisions_of_round
+from labeling.ingest import ingest
 from labeling.paths import ProjectFolder
 from labeling.quality import gold_rows
 from labeling.storage import MANIFEST, Table
@@ -86,6 +88,23 @@ def test_a_record_is_found_by_the_sources_own_id(worked: Loop) -> None:
 
     assert by_key[0]["source_id"] == "k0007"
     assert by_key == trace(worked.project, worked.folder, worked.db, by_key[0]["record_id"])
+
+
+def test_an_id_that_two_sources_use_is_told_with_the_records_it_may_mean(
+    project_folder: ProjectFactory,
+) -> None:
+    sources = [{"path": f"{name}.jsonl", "id": "id"} for name in ("records", "more")]
+    project, folder = project_folder([{"id": "7", "text": "one"}], sources=sources)
+    (folder.root / "more.jsonl").write_text('{"id": "7", "text": "another"}\n')
+    ingest(project, folder)
+    with project_database(project, folder) as db:
+        with pytest.raises(StorageError) as caught:
+            trace(project, folder, db, "7")
+
+        told = sorted(part.split()[-1] for part in caught.value.found.split(" (")[:2])
+        texts = {trace(project, folder, db, record_id)[0]["text"] for record_id in told}
+    assert texts == {"one", "another"}
+    assert "more.jsonl, row 1" in caught.value.found
 
 
 def test_an_unknown_record_is_a_clear_error(worked: Loop) -> None:
