@@ -1,5 +1,6 @@
 """What happens to every request and response before anything else: host, origin, size, rate, headers."""
 
+import re
 import time
 from collections.abc import Iterable
 from urllib.parse import urlsplit
@@ -32,6 +33,7 @@ HEADERS = {
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_BODY_BYTES = 2_000_000
 _UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_HASHES_A_PASSWORD = re.compile("(/api)?/(login|invitation)(/.*)?")
 _REMEMBERED = 10_000
 
 
@@ -117,11 +119,7 @@ class Guard:
             return _answer(413, "The request is too large.")
         client = scope["client"][0] if scope.get("client") else "unknown"
         wait_s = self._all.wait_s(f"{client} {headers.get('cookie', '')[:80]}")
-        if (
-            not wait_s
-            and scope["method"] in _UNSAFE
-            and scope["path"] in ("/login", "/api/login", "/api/invitation")
-        ):
+        if not wait_s and scope["method"] in _UNSAFE and _HASHES_A_PASSWORD.fullmatch(scope["path"]):
             wait_s = self._logins.wait_s(client)
         if wait_s:
             answer = _answer(429, "Too many requests at once. Wait a moment and try again.")

@@ -77,7 +77,8 @@ export class Outbox {
           this.#later();
           return;
         }
-        if (answer.status === 401) {
+        // Refused for an old token: this page is of a session before the one that another window has logged in to.
+        if (answer.status === 401 || (answer.status === 403 && answer.data.path === "csrf")) {
           this.#on.loggedOut(this.#entries.length);
           return;
         }

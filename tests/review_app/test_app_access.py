@@ -304,6 +304,13 @@ def test_a_flood_is_slowed_down(site: Site) -> None:
         assert int(answers[-1].headers["retry-after"]) >= 1
 
 
+@pytest.mark.parametrize("path", ["/login", "/api/login", "/api/invitation", "/invitation/guessed"])
+def test_whoever_makes_the_server_hash_passwords_is_slowed_down(site: Site, path: str) -> None:
+    with TestClient(site.app(), base_url="http://127.0.0.1") as client:
+        answers = {client.post(path).status_code for _ in range(35)}
+    assert 429 in answers
+
+
 def test_a_body_that_is_too_large_is_refused(site: Site, browserless: Callable[..., TestClient]) -> None:
     site.person("Ana")
     client = browserless("Ana")

@@ -237,6 +237,24 @@ def test_a_session_that_ended_keeps_the_answers_until_the_next_login(
     assert ana.id
 
 
+def test_answers_of_a_page_whose_session_another_window_replaced_are_kept(
+    site: Site, page: Any, desk: Callable[..., Any]
+) -> None:
+    site.person("Ana")
+    site.round(3)
+    server = desk(site)
+    ready(page)
+    page.context.clear_cookies()
+    other = page.context.new_page()
+    log_in(other, server.url, "Ana")
+    page.keyboard.press("4")
+    page.wait_for_selector("#login-dialog[open]")
+    page.click("#login-dialog a")
+    ready(page)
+    page.wait_for_selector("#toast:has-text('Billing saved')")
+    assert values(site) == ["Billing"]
+
+
 def test_hostile_texts_are_shown_as_they_are_and_run_nowhere(
     tmp_path: Path, page: Any, desk: Callable[..., Any]
 ) -> None:
