@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from labeling.database.connection import open_database
+from labeling.database.opening import own_database
 from labeling.database.queue import CheckValue, DecisionConflict
 from labeling.paths import ProjectFolder
 from review_app import api, batches, copilot, pages, records, schema
@@ -79,7 +79,7 @@ def create_app(settings: AppSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with open_database(settings.folder, settings.database_url) as database:
+        with own_database(settings.project, settings.folder, settings.database_url) as database:
             app.state.db = database
             app.state.figures = LiveFigures(database)
             yield

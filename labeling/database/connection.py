@@ -15,13 +15,13 @@ from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, select, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.pool import QueuePool
 
 from labeling.database import tables
 from labeling.database.turns import GroupCommit, Line, ReadGate
 from labeling.paths import ProjectFolder
-from schemas.errors import LabelingError, StorageError
+from schemas.errors import LabelingError, QueueError, StorageError
 
 BUSY_TIMEOUT_S = 5.0
 TURN_TIMEOUT_S = 30.0  # threads of our own process: the queue moves, so waiting longer loses nothing
@@ -92,7 +92,9 @@ class Database:
             self._gate.reading() if self._sqlite else nullcontext(),
             self.engine.connect() as raw,
         ):
-            connection = raw.execution_options(countersign_read=True)
+            # PostgreSQL looks anew at every statement otherwise: what a reader holds against each other would not fit.
+            level = {} if self._sqlite else {"isolation_level": "REPEATABLE READ"}
+            connection = raw.execution_options(countersign_read=True, **level)
             with connection.begin():
                 yield connection
 
@@ -166,7 +168,9 @@ class Database:
     def _said_plainly(self, error: DBAPIError) -> LabelingError:
         said = str(error.orig)
         low = said.lower()
-        if "locked" in low or "busy" in low:
+        if isinstance(error, DataError):
+            return _not_for_columns(said)
+        if self._sqlite and ("locked" in low or "busy" in low):
             return self._locked()
         if "disk is full" in low or "no space left" in low:
             found, step = (
@@ -239,6 +243,16 @@ def open_database(
     return database
 
 
+def _not_for_columns(said: str) -> QueueError:
+    """PostgreSQL holds no NUL in a text and no number beyond its column; SQLite takes them and finds nothing."""
+    return QueueError(
+        "request",
+        found=f"what no column can hold ({said.splitlines()[0] if said else 'no reason told'})",
+        expected="plain text and numbers of an ordinary size",
+        next_step="Nothing was saved. Correct it and send it again.",
+    )
+
+
 def is_rehearsal(connection: Connection) -> bool:
     """Whether everything in this database is simulated."""
     stamp = connection.execute(
@@ -296,12 +310,13 @@ def _begin_sqlite(connection: Connection) -> None:
 def _postgresql(url: str) -> Engine:
     try:
         address = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # ValueError: what stands where the port should is no number
         raise StorageError(
             "storage.database",
             found="an address that cannot be read",
             expected="postgresql://user:password@host:port/name",
-            next_step="Correct the environment variable that the project names.",
+            next_step="Correct the environment variable that the project names; in a password, write : / @ # and % as "
+            "%3A, %2F, %40, %23 and %25.",
         ) from error
     if address.get_backend_name() not in ("postgresql", "postgres"):
         raise StorageError(

@@ -121,8 +121,9 @@ def give_to(
         if account_id is not None:
             _require_labeller(conn, account_id)
         given: list[str] = []
-        for start in range(0, len(item_ids), _BULK):
-            given += _give(conn, item_ids[start : start + _BULK], pool_id, account_id)
+        in_line = sorted(item_ids)  # as `take_chosen` locks them
+        for start in range(0, len(in_line), _BULK):
+            given += _give(conn, in_line[start : start + _BULK], pool_id, account_id)
         if not given:
             raise QueueError(
                 "records",
@@ -151,9 +152,10 @@ def _give(
 ) -> list[str]:
     """Record ids of those that were open; a lease of somebody who may no longer decide ends."""
     rows = conn.execute(
-        select(_item.id, _item.record_id).where(
-            _item.id.in_(item_ids), _item.stage == "review", _item.done.is_(False)
-        )
+        select(_item.id, _item.record_id)
+        .where(_item.id.in_(item_ids), _item.stage == "review", _item.done.is_(False))
+        .order_by(_item.id)
+        .with_for_update(key_share=True)
     ).all()
     ids = [row.id for row in rows]
     conn.execute(

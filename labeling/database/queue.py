@@ -220,12 +220,14 @@ def prefetch(
 
     def lease(conn: Connection) -> list[Assignment]:
         accounts.require(conn, annotator_id, Right.LABEL, lock=True)
+        # Rounds before assignments, as whoever signs locks them.
+        numbers = _labelling_rounds(conn, number)
         held = _held(conn, annotator_id, number, now)[:count]
         if held:
             mine = [row["assignment_id"] for row in held]
             conn.execute(statements.PROLONG, {"ids": mine, "to": until})
         wanted = count - len(held)
-        for round_number in _labelling_rounds(conn, number):
+        for round_number in numbers:
             if wanted > 0:
                 wanted -= _take(conn, annotator_id, round_number, wanted, now=now, until=until)
         return _as_assignments(conn, _held(conn, annotator_id, number, now)[:count], annotator_id)
@@ -630,7 +632,7 @@ def adjudicate(
             conn.execute(
                 select(tables.queue_items)
                 .where(_item.round == number, _item.stage == ADJUDICATION, _item.record_id == record_id)
-                .with_for_update()
+                .with_for_update(key_share=True)
             )
             .mappings()
             .one_or_none()
@@ -722,7 +724,8 @@ def _free_for(
             select(_item.id, _item.overlap, _item.done)
             .where(_item.id.in_(item_ids), _item.stage == REVIEW, _item.round.in_(rounds))
             .where(open_to(annotator_id))
-            .with_for_update()
+            .order_by(_item.id)
+            .with_for_update(key_share=True)
         )
         .mappings()
         .all()

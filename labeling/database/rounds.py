@@ -474,7 +474,7 @@ def reduce_overlap(db: Database, number: int, overlap: int, *, by: str) -> int:
 
 def _state(conn: Connection, number: int, *, lock: bool = False) -> RoundState | None:
     query = select(_round.state).where(_round.number == number)
-    found = conn.execute(query.with_for_update() if lock else query).scalar()
+    found = conn.execute(query.with_for_update(key_share=True) if lock else query).scalar()
     return None if found is None else RoundState(found)
 
 

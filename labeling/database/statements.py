@@ -1,6 +1,9 @@
 """The SQL that every claim and every decision executes, built once: building a statement costs more than running it.
 
 Parameters never bear a column's name, which SQLAlchemy keeps for values of an UPDATE.
+
+Rows are locked `FOR NO KEY UPDATE`: `FOR UPDATE` holds up whoever inserts a row that only refers to them, and they may
+hold the head of the audit chain, which the first one waits for.
 """
 
 from typing import Any
@@ -65,7 +68,7 @@ def active(now: Any = _now) -> ColumnElement[bool]:
 
 # Parameters: who
 ACCOUNT = select(tables.accounts).where(_account.id == _who)
-ACCOUNT_LOCKED = ACCOUNT.with_for_update()
+ACCOUNT_LOCKED = ACCOUNT.with_for_update(key_share=True)
 
 # Parameters: who, at[, in_round]. What came back by undo (version > 0) is wanted first.
 HELD = (
@@ -112,7 +115,7 @@ CANDIDATES = (
     .where(_item.round == _number, _item.stage == REVIEW, _free, ~_seen_by_me, open_to(_who))
     .order_by(_item.priority.desc(), _item.id)
     .limit(bindparam("wanted"))
-    .with_for_update(skip_locked=True)
+    .with_for_update(skip_locked=True, key_share=True)
 )
 # Those of `ids` that still may. Parameters: ids, at
 STILL_FREE = select(_item.id).where(_item.id.in_(bindparam("ids", expanding=True)), _free)
@@ -140,7 +143,7 @@ ASSIGNMENT = assignments().where(_lease.id == bindparam("assignment"), _lease.ac
 # Parameters: who, key
 EARLIER = select(tables.decisions).where(_row.annotator_id == _who, _row.idempotency_key == bindparam("key"))
 # Parameters: item
-ITEM_LOCKED = select(tables.queue_items).where(_item.id == bindparam("item")).with_for_update()
+ITEM_LOCKED = select(tables.queue_items).where(_item.id == bindparam("item")).with_for_update(key_share=True)
 # Parameters: item, who, at
 TAKEN_BY_OTHERS = (
     select(func.count())

@@ -12,13 +12,16 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from small_projects import write_project
 from sqlalchemy import event, insert, select, text
 
 from labeling.database import accounts, chain, connection, tables
 from labeling.database.connection import Database, open_database
 from labeling.database.migrations import runner
+from labeling.database.opening import own_database
 from labeling.paths import ProjectFolder
-from schemas.errors import StorageError
+from labeling.project_file import load_project
+from schemas.errors import QueueError, StorageError
 from schemas.review import Role
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -118,10 +121,13 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         open_database(ProjectFolder(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("address", ["mysql://root@host/x", "no address"])
+@pytest.mark.parametrize(
+    "address", ["mysql://root@host/x", "no address", "postgresql://me:half@secret:word@host/x"]
+)
 def test_an_address_that_is_no_postgresql_is_refused(tmp_path: Path, address: str) -> None:
-    with pytest.raises(StorageError, match=r"storage\.database"):
+    with pytest.raises(StorageError, match=r"storage\.database") as refused:
         open_database(ProjectFolder(tmp_path), address)
+    assert "secret" not in str(refused.value)
 
 
 def test_an_unreachable_postgresql_is_named_without_its_password(tmp_path: Path) -> None:
@@ -129,6 +135,30 @@ def test_an_unreachable_postgresql_is_named_without_its_password(tmp_path: Path)
         open_database(ProjectFolder(tmp_path), "postgresql://me:secret@127.0.0.1:9/x")
     assert "127.0.0.1:9" in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+def test_a_postgresql_database_belongs_to_one_project(postgresql_url: str, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        write_project(tmp_path / name, [{"text": "a"}])
+    one, home = load_project(tmp_path / "one")
+    other = one.model_copy(update={"name": "other"})
+    own_database(one, home, postgresql_url).close()
+    own_database(one, home, postgresql_url).close()
+
+    with pytest.raises(StorageError, match="the database of project 'small'"):
+        own_database(other, ProjectFolder(tmp_path / "other"), postgresql_url)
+
+    own_database(one, home, None).close()
+    own_database(other, home, None).close()
+
+
+def test_what_no_column_holds_is_refused_and_no_failure_of_the_database(db: Database) -> None:
+    with pytest.raises(QueueError):
+        accounts.login(db, "ana\x00", "a few long words")
+    with pytest.raises(QueueError):
+        accounts.revoke_invitation(db, 2**40, accounts.OPERATOR)
+    with pytest.raises(QueueError):
+        accounts.deactivate(db, "a\x00", accounts.OPERATOR)
 
 
 def test_a_full_disk_is_said_plainly_saves_nothing_and_recovers_without_repair(

@@ -8,8 +8,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clinic import Clinic
@@ -17,7 +18,7 @@ from clinic import Clinic
 from labeling.database import chain, queue, rounds
 from labeling.database.connection import Database, open_database
 from labeling.paths import ProjectFolder
-from schemas.review import Purpose
+from schemas.review import Purpose, Role, SignOff
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -198,3 +199,59 @@ def test_killing_writers_twenty_times_loses_no_acknowledged_decision(
     clinic: Clinic, tmp_path: Path, url: str | None
 ) -> None:
     kill_writers(clinic, tmp_path, url, kills=20)
+
+
+def meanwhile(
+    pool: ThreadPoolExecutor, module: Any, name: str, act: Callable[[], Any], patch: Any
+) -> list[Any]:
+    """Lets somebody act at the moment a function is called, and gives them time to finish or to wait for a lock."""
+    acts: list[Any] = []
+    kept = getattr(module, name)
+
+    def interrupted(*given: Any, **more: Any) -> Any:
+        if not acts:
+            acts.append(pool.submit(act))
+            wait(acts, 0.3)
+        return kept(*given, **more)
+
+    patch.setattr(module, name, interrupted)
+    return acts
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("does", ["comments", "flags"])
+def test_one_who_decides_and_one_who_remarks_on_the_same_record_do_not_wait_for_each_other(
+    clinic: Clinic, does: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ana, bob = clinic.person("Ana"), clinic.person("Bob")
+    clinic.round(1, overlap=2)
+    theirs = queue.claim(clinic.db, bob.id)
+    assert theirs is not None
+
+    def remark() -> object:
+        if does == "comments":
+            return queue.comment(clinic.db, bob.id, theirs.assignment_id, "Reads like two requests.")
+        return queue.flag(clinic.db, bob.id, theirs.assignment_id, raised=True)
+
+    with ThreadPoolExecutor(1) as pool:
+        # When the record is locked and the head of the chain is not yet.
+        remarked = meanwhile(pool, queue, "_settle_action", remark, monkeypatch)
+        stored = clinic.decide(ana)
+        (one,) = remarked
+        one.result(10)
+    assert [row["annotation_id"] for row in queue.decisions_of_round(clinic.db, 1)] == [stored.annotation_id]
+    assert chain.verify_chain(clinic.db) == []
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_lead_signs_while_their_own_page_asks_for_records(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lea = clinic.person("Lea", Role.MANAGER)
+    clinic.round(1)
+    clinic.decide(lea)
+    with ThreadPoolExecutor(1) as pool:
+        asked = meanwhile(pool, rounds, "_missing", lambda: queue.claim(clinic.db, lea.id), monkeypatch)
+        rounds.sign(clinic.db, 1, SignOff(verdict="approve", signed_by="Lea"), {})
+        assert asked[0].result(10) is None
+    assert chain.verify_chain(clinic.db) == []
