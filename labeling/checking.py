@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from labeling.database.connection import require_answer
 from labeling.database.opening import database_url
 from labeling.engines.opening import connect_embedder, connect_engine
 from labeling.engines.self_test import require, self_test
@@ -71,7 +72,9 @@ def _sources(project: Project, folder: ProjectFolder) -> None:
 
 
 def _database(project: Project, folder: ProjectFolder) -> None:
-    database_url(project)
+    url = database_url(project)
+    if url is not None:
+        require_answer(url)
 
 
 def _embedder(project: Project, folder: ProjectFolder) -> None:

@@ -243,6 +243,15 @@ def open_database(
     return database
 
 
+def require_answer(url: str) -> None:
+    """Raises StorageError unless PostgreSQL answers at an address; makes and changes nothing there."""
+    with (
+        Database(_postgresql(url), shown_as=make_url(url).render_as_string(hide_password=True)) as db,
+        db.read() as conn,
+    ):
+        conn.execute(select(1))
+
+
 def _not_for_columns(said: str) -> QueueError:
     """PostgreSQL holds no NUL in a text and no number beyond its column; SQLite takes them and finds nothing."""
     return QueueError(

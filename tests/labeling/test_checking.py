@@ -99,6 +99,18 @@ def test_a_database_or_an_embedder_that_is_not_there_is_a_problem(
     assert [problem.path.split(" ")[0] for problem in found] == ["storage.database", "model"]
 
 
+@pytest.mark.parametrize("address", ["postgresql://me:secret@127.0.0.1:9/x", "postgresql://me@host:port/x"])
+def test_a_postgresql_that_does_not_answer_is_a_problem(
+    address: str, check: Callable[..., list[LabelingError]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMALL_DATABASE", address)
+
+    (problem,) = check(storage={"database": "SMALL_DATABASE"})
+
+    assert "PostgreSQL" in problem.found or problem.path == "storage.database"
+    assert "secret" not in str(problem)
+
+
 def test_an_engine_that_does_not_answer_is_a_problem(
     project_folder: ProjectFactory, scripted: ScriptedEngine
 ) -> None:
