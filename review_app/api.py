@@ -1,7 +1,7 @@
 """The JSON interface that the pages use, and simulated annotators too; review_app/README.md documents it."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -50,6 +50,7 @@ class UndoIn(_Body):
     annotation_id: Annotated[str, StringConstraints(max_length=40)] | None = None
     idempotency_key: Key | None = None
     round: Round | None = None
+    stage: Literal["review", "adjudication"] | None = None
 
 
 class CommentIn(_Body):
@@ -177,6 +178,7 @@ def undo(request: Request, body: UndoIn) -> dict[str, Any]:
         annotation_id=body.annotation_id,
         idempotency_key=body.idempotency_key,
         number=body.round,
+        stage=body.stage,
         lease_s=request.app.state.settings.project.review.lease_s,
     )
     if out is None:

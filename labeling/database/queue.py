@@ -358,6 +358,7 @@ def undo(
     annotation_id: str | None = None,
     idempotency_key: str | None = None,
     number: int | None = None,
+    stage: str | None = None,
     lease_s: float = LEASE_S,
 ) -> UndoOut | None:
     """Take back a decision of one's own by a row that supersedes it; the record comes back into this person's
@@ -370,6 +371,8 @@ def undo(
             further back (after a reload too).
         idempotency_key: Makes a repeated request without `annotation_id` harmless.
         number: Only decisions of this round.
+        stage: Without `annotation_id`, only what was decided at this stage: an adjudication is not taken back from the
+            page where records are labelled.
         lease_s: How long the record is reserved again.
 
     Returns:
@@ -385,7 +388,7 @@ def undo(
         earlier = _earlier(conn, annotator_id, key)
         if earlier is not None:
             return _already_undone(conn, earlier, annotator_id)
-        target = _to_undo(conn, annotator_id, annotation_id, number)
+        target = _to_undo(conn, annotator_id, annotation_id, number, stage)
         if target is None:
             return None
         superseding = (
@@ -395,10 +398,9 @@ def undo(
         )
         if superseding is not None:
             return _already_undone(conn, superseding, annotator_id)
-        stage = conn.execute(select(_item.stage).where(_item.id == target["item_id"])).scalar_one()
-        _require_state(
-            conn, target["round"], LABELLING_STATES if stage == REVIEW else (RoundState.ADJUDICATING.value,)
-        )
+        of_stage = conn.execute(select(_item.stage).where(_item.id == target["item_id"])).scalar_one()
+        allowed = LABELLING_STATES if of_stage == REVIEW else (RoundState.ADJUDICATING.value,)
+        _require_state(conn, target["round"], allowed)
         item = _lock_item(conn, target["item_id"])
         held = _assignment_row(conn, target["assignment_id"], annotator_id)
         now = db.now()
@@ -1085,7 +1087,7 @@ def _as_decision(
 
 
 def _to_undo(
-    conn: Connection, annotator_id: str, annotation_id: str | None, number: int | None
+    conn: Connection, annotator_id: str, annotation_id: str | None, number: int | None, stage: str | None
 ) -> RowMapping | None:
     if annotation_id is not None:
         row = (
@@ -1123,6 +1125,9 @@ def _to_undo(
     )
     if number is not None:
         query = query.where(_row.round == number)
+    if stage is not None:
+        adjudicated = _row.purpose == Purpose.RECHECK.value
+        query = query.where(adjudicated if stage == ADJUDICATION else ~adjudicated)
     return conn.execute(query).mappings().one_or_none()
 
 

@@ -322,7 +322,7 @@ async function undo() {
   if (busy) return;
   busy = true;
   try {
-    const answer = await call("POST", "/api/undo", { idempotency_key: newKey() });
+    const answer = await call("POST", "/api/undo", { stage: "adjudication", idempotency_key: newKey() });
     if (answer.ok && answer.data.undone) toast("Taken back");
     else notice(answer.ok ? "Nothing left to undo." : `${answer.data.found}. ${answer.data.next}`);
     await load();

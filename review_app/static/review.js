@@ -490,7 +490,7 @@ async function undo() {
   undoing = true;
   try {
     const step = looking >= 0 ? trail[looking] : trail.at(-1);
-    const item = step ? await takeBack(step) : (await outbox.flushed()) && (await undoOnServer({}));
+    const item = step ? await takeBack(step) : (await outbox.flushed()) && (await undoOnServer({ stage: "review" }));
     if (!item) return;
     if (step) {
       trail.splice(trail.indexOf(step), 1);

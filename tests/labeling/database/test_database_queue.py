@@ -588,7 +588,8 @@ def test_an_adjudication_can_be_undone_and_settled_anew(clinic: Clinic, dispute:
     adjudicate(clinic, "rea", dispute, "Results")
     rea = accounts.account_by_name(clinic.db, "rea")
     assert rea is not None
-    assert queue.undo(clinic.db, rea.id) is not None
+    assert queue.undo(clinic.db, rea.id, stage=queue.REVIEW) is None, "not from the page of records"
+    assert queue.undo(clinic.db, rea.id, stage=queue.ADJUDICATION) is not None
     (again,) = queue.disputes(clinic.db, rea.id)
     assert again.version > dispute.version
     adjudicate(clinic, "lea", again, "Billing")
