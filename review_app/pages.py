@@ -300,7 +300,9 @@ def invite(
 ) -> Response:
     """Make an invitation; its link is shown once."""
     token = accounts.invite(request.app.state.db, role, display_name, request.state.account.id)
-    link = f"{request.base_url}invitation/{token}"
+    # Behind TLS the proxy speaks HTTP to us; an invitation sent so would travel in the clear and let nobody in.
+    scheme = "https" if request.app.state.settings.https else request.base_url.scheme
+    link = f"{request.base_url.replace(scheme=scheme)}invitation/{token}"
     return _people(request, link=link, invited_name=display_name)
 
 

@@ -296,6 +296,21 @@ def test_a_user_without_a_password_exists_on_loopback_only(
         assert "without a password" not in client.get("/login").text
 
 
+def test_an_invitation_made_behind_tls_is_a_link_of_that_address(site: Site) -> None:
+    site.person("Lea", Role.MANAGER)
+    # The proxy speaks HTTP to the app, and the browser HTTPS to the proxy.
+    with TestClient(site.app(https=True), base_url="http://127.0.0.1") as proxy:
+        told = proxy.post("/api/login", json={"name": "Lea", "password": site.password})
+        cookie = told.headers["set-cookie"].partition(";")[0]
+        page = proxy.post(
+            "/people/invitations",
+            data={"role": "annotator", "display_name": "Noor"},
+            headers={"cookie": cookie, "x-csrf-token": told.json()["csrf"]},
+        )
+    assert page.status_code == 200
+    assert 'value="https://127.0.0.1/invitation/' in page.text
+
+
 def test_a_flood_is_slowed_down(site: Site) -> None:
     with TestClient(site.app(requests_per_s=1), base_url="http://127.0.0.1") as client:
         answers = [client.get("/healthz") for _ in range(15)]
