@@ -263,3 +263,23 @@ def wake_gate(project: Project, *, by: str, note: str) -> bool:
     except (PrefectException, httpx.HTTPError, RuntimeError):
         return False
     return bool(runs)
+
+
+def wait_again(project: Project, folder: ProjectFolder) -> bool:
+    """Lets a run wait at the gate of a round whose signature was taken back; whether there is one.
+
+    The signature is taken back without it: only a server of `countersign up` that serves this project gets one.
+    """
+    noted = service("prefect")
+    if noted is None:
+        return False
+    os.environ.update(prefect_environment(noted["url"]))
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectException
+
+    try:
+        with get_client(sync_client=True) as client:
+            client.read_deployment_by_name(f"review/{project.name}")
+        return ensure_gate(project, folder) is not None
+    except (PrefectException, httpx.HTTPError, RuntimeError):
+        return False

@@ -182,11 +182,15 @@ def gate(
         from countersign.gating import decide
 
         answer, waiting = decide(project, verdict, by=by, note=note, overlap=overlap)
-        if answer["phase"] == "review" and answer["verdict"] == "approve":
-            from countersign.daily import wake_gate
+        if answer["phase"] == "review" and answer["verdict"] in ("approve", "reopened"):
+            from countersign.daily import wait_again, wake_gate
             from labeling.project_file import load_project
 
-            answer["resumed"] = wake_gate(load_project(project)[0], by=by, note=note)
+            loaded, folder = load_project(project)
+            if answer["verdict"] == "approve":
+                answer["resumed"] = wake_gate(loaded, by=by, note=note)
+            else:
+                answer["waits_again"] = wait_again(loaded, folder)
         missing = "".join(f"\n  - {line}" for line in answer["missing"])
         text = f"Round {answer['round']}: {answer['verdict']}" + (f", missing:{missing}" if missing else "")
         emit(answer, as_json=json, text=text)

@@ -120,7 +120,11 @@ def sign(run: Any, **form: str) -> None:
 
 
 @pytest.mark.campaign
-def test_the_gate_command_wakes_the_run_that_waits(at_gate: tuple[Any, Path, Any]) -> None:
+def test_the_gate_command_wakes_the_run_that_waits_and_has_one_wait_again(
+    at_gate: tuple[Any, Path, Any],
+) -> None:
+    from countersign.daily import ensure_gate
+
     installation, root, run = at_gate
     label_everything(root)
 
@@ -128,6 +132,13 @@ def test_the_gate_command_wakes_the_run_that_waits(at_gate: tuple[Any, Path, Any
 
     assert answer["verdict"] == "approve" and answer["resumed"] is True
     await_state(run, "COMPLETED")
+
+    _, undone = installation.command("gate", root, "reopen", "--by", "lena", "--note", "one more look")
+
+    assert undone["verdict"] == "reopened" and undone["waits_again"] is True
+    await_state(ensure_gate(*load_project(root)), "PAUSED")
+    _, again = installation.command("gate", root, "approve", "--by", "lena", "--note", "looked")
+    assert again["resumed"] is True
 
 
 def test_the_form_of_the_gate_passes_a_finished_round_only(at_gate: tuple[Any, Path, Any]) -> None:
@@ -223,7 +234,7 @@ def test_gate_command_names_what_is_missing_and_signs_when_nothing_is(
     assert early["missing"]
     assert wrong["problems"][0]["next"]
     assert (signed["verdict"], signed["missing"]) == ("approve", [])
-    assert undone["verdict"] == "reopened"
+    assert (undone["verdict"], undone["waits_again"]) == ("reopened", False), "no server has this project"
     assert again["verdict"] == "approve"
     with project_database(project, folder) as db:
         kept = rounds.gate_events(db, "review", 1)[-1]["figures"]["files"]
