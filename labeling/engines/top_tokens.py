@@ -33,31 +33,32 @@ def label_log_probs(
 
     Raises:
         NoLabelTold: no label is among the tokens.
-        EngineError: no token, a token twice, a log-probability above 0, all of them 0 (speculative decoding), or
-            probabilities of more than 1 in all.
+        EngineError: no token, a label's token twice, a log-probability above 0, all of them 0 (speculative decoding),
+            or probabilities of more than 1 in all.
     """
-    told: dict[str, float] = {}
-    for text, log_prob in top:
-        if log_prob > ROUNDING:
-            raise _unusable(where, f"log-probability {log_prob:g}", "a probability")
-        # Parts of a character all read as the replacement character: two such tokens may look alike.
-        if text in told and "\ufffd" not in text:
-            raise _unusable(where, f"token {text!r} twice", "each token once")
-        told[text] = log_prob
+    told = list(top)
+    above = next((log_prob for _, log_prob in told if log_prob > ROUNDING), None)
+    if above is not None:
+        raise _unusable(where, f"log-probability {above:g}", "a probability")
     if not told:
         raise _unusable(where, "no log-probabilities", "those of the most likely tokens (too old a server?)")
-    if len(told) > 1 and all(value == 0.0 for value in told.values()):
+    if len(told) > 1 and all(value == 0.0 for _, value in told):
         raise _unusable(where, "log-probabilities that are all 0", "real ones (is speculative decoding on?)")
-    if (whole := fsum(exp(value) for value in told.values())) > MOST_IN_ALL:
+    if (whole := fsum(exp(value) for _, value in told)) > MOST_IN_ALL:
         raise _unusable(where, f"probabilities of {whole:.2f} in all", "at most 1")
     shares: list[list[float]] = [[] for _ in codes]
-    for text, log_prob in told.items():
+    counted: set[str] = set()
+    for text, log_prob in told:
         owner = _owner(text, codes)
+        # Others may read alike: of a token that ends within a character, Ollama tells what stands before (" ").
+        if owner is not None and text in counted:
+            raise _unusable(where, f"token {text!r} twice", "each token once")
+        counted.add(text)
         # vLLM says -9999 for "impossible": that is as good as not told.
         if owner is not None and log_prob > LEAST_REPORTED:
             shares[owner].append(exp(log_prob))
     if not any(shares):
-        likely = ", ".join(repr(text) for text in list(told)[:3])
+        likely = ", ".join(repr(text) for text, _ in told[:3])
         raise NoLabelTold(
             where,
             found=f"no label among the {len(told)} most likely tokens ({likely})",
@@ -65,7 +66,7 @@ def label_log_probs(
             next_step="Another prompt may help (`countersign compare`), or a common `word` for each label.",
         )
     log_probs = tuple(log(fsum(share)) if share else UNREPORTED for share in shares)
-    label_first = _owner(max(told, key=lambda text: told[text]), codes) is not None
+    label_first = _owner(max(told, key=lambda pair: pair[1])[0], codes) is not None
     return log_probs, min(1.0, fsum(value for share in shares for value in share)), label_first
 
 

@@ -154,6 +154,22 @@ def test_an_over_long_record_is_never_cut_in_silence(kind: str, engines: dict[st
     assert all(math.isfinite(value) for row in fitted.scored for value in row.log_probs)
 
 
+def test_ollama_labels_records_in_any_script(engines: dict[str, Engine]) -> None:
+    """Of whose answers many would begin with a part of a character."""
+    engine = engines["ollama"]
+    texts = [
+        "Команда выиграла матч",
+        "한국어 뉴스 " * 12,
+        "👩‍👩‍👧‍👦" * 12,
+        "فاز الفريق بالمباراة أمس",
+        "今天有大雨",
+    ]
+
+    outcome = score_batch(engine, prompt_for(engine), [(text, text) for text in texts])
+
+    assert not outcome.set_aside
+
+
 def test_ollama_tells_its_slots(real_ollama: LocalOllama) -> None:
     connection = EngineConnection(real_ollama.url, timeout_s=120)
 
