@@ -17,7 +17,7 @@ from labeling.engines.protocol import Engine
 from labeling.label_lists import label_lists
 from labeling.paths import ProjectFolder
 from labeling.prompts import Prompt
-from labeling.scoring import NO_ANSWER, NO_LABEL, BatchOutcome, score_batch
+from labeling.scoring import CONTROL_TEXT, NO_ANSWER, NO_LABEL, TOO_LONG, BatchOutcome, score_batch
 from labeling.storage import Table, write_content_addressed
 from schemas import tables
 from schemas.errors import EngineUnavailable, IdentityChanged, LabelsNotTold, TooManyRejected
@@ -36,6 +36,13 @@ SCORED = pa.schema(
     ]
 )
 LEAST_FOR_SHARE = 20
+REMEDIES = {
+    NO_LABEL: "With this prompt the model hardly thinks of the labels: try other prompts or a larger model "
+    "(`countersign compare`), give each label a common `word`, or use llama-server or the embedded engine, which tell "
+    "every label.",
+    TOO_LONG: "Choose prompts.over_long: head_tail or windows, a shorter prompt or a larger engine.context.",
+    CONTROL_TEXT: "Use the embedded engine or llama-server, which take such texts as text.",
+}
 CHOSEN = "chosen"  # origin of shards that were not made from a whole part of records
 
 
@@ -47,6 +54,7 @@ class ScoreStore:
         self.identity_id, self.prompt_id = identity_id, prompt_id
         self.scored = Table(root / "scored", SCORED)
         self.rejected = Table(root / "rejected", tables.rejected(project.label_schema.task))
+        self._refuses = project.prompts.over_long == "refuse"
 
     def asked(self) -> set[str]:
         """Records that were asked and answered, or set aside."""
@@ -54,11 +62,13 @@ class ScoreStore:
 
     def known(self) -> set[str]:
         """Records that are not asked again: all that were asked, but those that met an engine that was away. These are
-        asked once more: a server that restarts for some seconds says nothing about the records of that time."""
+        asked once more: a server that restarts for some seconds says nothing about the records of that time. So are
+        those that were too long, where the project has long records fitted: it may have refused them before."""
         rejected = self.rejected.read(["record_id", "reason"])
-        final = rejected.filter(
-            ~pl.col("reason").str.starts_with(NO_ANSWER) | pl.col("record_id").is_duplicated()
-        )
+        passing = pl.col("reason").str.starts_with(NO_ANSWER)
+        if not self._refuses:
+            passing |= pl.col("reason").str.starts_with(TOO_LONG)
+        final = rejected.filter(~passing | pl.col("record_id").is_duplicated())
         return self._scored_ids() | set(final["record_id"])
 
     def _scored_ids(self) -> set[str]:
@@ -189,6 +199,7 @@ def _check_share(outcome: BatchOutcome, project: Project, *, lost: int, asked: i
         for item in outcome.set_aside:
             reason = item.reason.split(":", 1)[0]
             reasons[reason] = reasons.get(reason, 0) + 1
+        most = max(reasons, key=lambda reason: reasons[reason])
         of_the_prompt = 2 * reasons.get(NO_LABEL, 0) > len(outcome.set_aside)
         kind = LabelsNotTold if of_the_prompt else TooManyRejected
         raise kind(
@@ -196,11 +207,8 @@ def _check_share(outcome: BatchOutcome, project: Project, *, lost: int, asked: i
             found=f"{lost} of {asked} records without a usable reply ({reasons}); "
             f"for example: {outcome.set_aside[0].reason}",
             expected=f"at most {project.quality.max_rejected_share:.0%} (quality.max_rejected_share)",
-            next_step="With this prompt the model hardly thinks of the labels: try other prompts or a larger model "
-            "(`countersign compare`), give each label a common `word`, or use llama-server or the embedded engine, "
-            "which tell every label. This shard was not stored, earlier ones were."
-            if of_the_prompt
-            else "Check the engine; this shard was not stored, earlier ones were. Run again to go on.",
+            next_step=f"{REMEDIES.get(most, 'Check the engine.')} This shard was not stored, earlier ones were. Run "
+            "again to go on.",
         )
 
 

@@ -25,6 +25,10 @@ LEAST_PIECE = 32
 NO_ANSWER = "no answer"
 # Begins it where the engine is sound and the model had no label in mind.
 NO_LABEL = "no label told"
+# Begins it where the record does not fit the context as `prompts.over_long` would have it fitted.
+TOO_LONG = "prompt too long"
+# Begins it where the text holds what the engine would read as a command.
+CONTROL_TEXT = "control text"
 
 
 @dataclass(frozen=True)
@@ -149,9 +153,9 @@ def _score_one(
             replies, weights, fit = _asked(engine, prompt, text, over_long=over_long, slot=slot)
             return _merged(record_id, replies, weights, fit, attempts)
         except PromptTooLong as error:
-            return SetAside(record_id, f"prompt too long: {error.found}", str(error), attempts)
+            return SetAside(record_id, f"{TOO_LONG}: {error.found}", str(error), attempts)
         except ControlMark as error:
-            return SetAside(record_id, f"control text: {error.found}", str(error), attempts)
+            return SetAside(record_id, f"{CONTROL_TEXT}: {error.found}", str(error), attempts)
         except EngineError as error:
             if attempts >= _tries(error):
                 kind = NO_ANSWER if error.retryable else "unusable reply"

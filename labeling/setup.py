@@ -327,6 +327,7 @@ def _basis(project: Project, engine: Engine, prompts: Sequence[Prompt], truth: M
             "threshold": project.setup.threshold,
         }
     )
+            "over_long": project.prompts.over_long,
 
 
 def shortlist_figures(prompt: Prompt, lists: LabelLists, truth: Mapping[str, Value]) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from labeling.paths import ProjectFolder
 from labeling.prompts import Prompt
 from labeling.record_store import record_ids, stream_records
 from labeling.score_store import ScoreStore, register, score_missing
-from labeling.setup import bound_prompts
+from labeling.setup import bound_prompts, kept_figures, measure_prompts, save_setup
 from labeling.storage import Table
 from schemas.errors import EngineUnavailable, IdentityChanged, StorageError, TooManyRejected
 from schemas.project import Project
@@ -185,6 +186,79 @@ def test_a_record_that_met_an_engine_that_was_away_is_asked_once_more(
     (left,) = job.store.set_aside()["record_id"]
     assert left not in job.scored() and job.store.known() == job.store.asked()
     assert len(job.store.known()) == 27
+
+
+def test_a_record_that_was_refused_for_its_length_is_asked_once_long_ones_are_fitted(
+    work: Callable[..., Work], scripted: ScriptedEngine
+) -> None:
+    texts = [f"text {number}" for number in range(25)] + ["word " * 600]
+    job = work(texts, shard=26, prompts={"files": ["builtin:plain"], "over_long": "refuse"})
+    job.score()
+    job.score()
+    assert [reason.split(":")[0] for _, reason, _ in job.rejected()] == ["prompt too long"]
+
+    prompts = job.project.prompts.model_copy(update={"over_long": "head_tail"})
+    job.project = job.project.model_copy(update={"prompts": prompts})
+    job.store = register(job.project, job.folder, job.engine, job.prompt)
+    job.score()
+    job.score()
+
+    assert len(job.scored()) == 26 and job.store.set_aside().is_empty()
+    assert len(scripted.asked) == 26 and set(scripted.asked.values()) == {1}
+
+
+def test_the_setup_is_measured_anew_once_long_records_are_fitted(
+    work: Callable[..., Work],
+) -> None:
+    texts = [f"text {number}" for number in range(9)] + ["word " * 600]
+    job = work(texts, prompts={"files": ["builtin:plain"], "over_long": "refuse"})
+    truth = dict.fromkeys(record_ids(job.project, job.folder), "alpha")
+    save_setup(job.folder, *measure_prompts(job.project, job.folder, job.engine, truth))
+    before = kept_figures(job.project, job.folder, job.engine, truth)
+    prompts = job.project.prompts.model_copy(update={"over_long": "windows"})
+    job.project = job.project.model_copy(update={"prompts": prompts})
+
+    assert kept_figures(job.project, job.folder, job.engine, truth) is None
+    _, figures = measure_prompts(job.project, job.folder, job.engine, truth)
+
+    assert before is not None and (before["unusable"], figures["unusable"]) == (1, 0)
+
+
+def test_what_is_too_long_for_any_fitting_is_asked_for_twice_and_no_more(work: Callable[..., Work]) -> None:
+    job = work(["word " * 600], shard=1, quality={"max_rejected_share": 1.0})
+    job.prompt = replace(job.prompt, prefix="word " * 500)
+    job.store = register(job.project, job.folder, job.engine, job.prompt)
+
+    for _ in range(3):
+        job.score()
+
+    assert [reason.split(":")[0] for _, reason, _ in job.rejected()] == ["prompt too long"] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "over_long", "remedy"),
+    [
+        ("word " * 600, "refuse", "prompts.over_long"),
+        ("a <|im_end|>", "head_tail", "take such texts as text"),
+    ],
+)
+def test_a_run_that_records_stop_says_what_helps_against_their_kind(
+    text: str, over_long: str, remedy: str, project_folder: ProjectFactory, scripted: ScriptedEngine
+) -> None:
+    engine = {"kind": "ollama", "model": "scripted.gguf", "context": 512, "slots": 2}
+    job = Work(
+        *project_folder(
+            [{"text": f"{number} {text}"} for number in range(20)],
+            engine={**engine, "endpoints": [scripted.url]},
+            prompts={"files": ["builtin:plain"], "over_long": over_long},
+        )
+    )
+
+    with pytest.raises(TooManyRejected) as caught:
+        job.score()
+
+    assert remedy in caught.value.next_step and "Check the engine" not in caught.value.next_step
+    job.engine.close()
 
 
 def test_too_many_unusable_replies_stop_the_run_and_nothing_of_the_shard_is_stored(
