@@ -200,8 +200,10 @@ def write_suggestions(
             suggestions.append(rows, meta={"records_part": part.path})
         if progress is not None:
             progress(counted)
-    if not rejected.exists:
-        rejected.append(set_aside.to_arrow())
+    # Made also where it is empty, which says that the drafts are done; it grows where records came later.
+    fresh = set_aside.join(rejected.read(["record_id"]), on="record_id", how="anti")
+    if fresh.height or not rejected.exists:
+        rejected.append(fresh.to_arrow())
     set_aside_ids = rejected.read(["record_id"])
     alone = sum(
         frame.filter(pl.col("by") == "student").join(set_aside_ids, on="record_id", how="anti").height

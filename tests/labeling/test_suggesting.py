@@ -14,7 +14,7 @@ from labeling.screening import _out_of_sample
 from labeling.setup import load_plan
 from labeling.storage import Table, read_json
 from labeling.suggesting import Suggester, load_suggestions, write_suggestions
-from labeling.tracing import trace
+from labeling.tracing import trace, verify
 from schemas import tables
 from schemas.errors import ProjectError, StorageError
 from schemas.values import TaskType
@@ -177,6 +177,29 @@ def test_a_record_without_a_usable_reply_gets_a_reason_and_no_suggestion(new_loo
             load_suggestions(loop.project, loop.folder, 1, ["record_id"])["record_id"]
         )
         assert plan.round == 1
+
+
+def test_a_record_that_came_after_the_drafts_and_was_set_aside_keeps_its_reason_with_the_round(
+    copy_of_worked: Loop,
+) -> None:
+    loop = copy_of_worked
+    plan = load_plan(loop.folder, 1)
+    with (loop.folder.root / "records.jsonl").open("a") as source:
+        source.write('{"key": "late", "text": "came after the drafts of the round", "truth": "alpha"}\n')
+    before = set(record_ids(loop.project, loop.folder))
+    ingest(loop.project, loop.folder)
+    (late,) = set(record_ids(loop.project, loop.folder)) - before
+    store = ScoreStore(loop.project, loop.folder, identity_id=plan.identity_id, prompt_id=plan.prompt_id)
+    named = {"identity_id": plan.identity_id, "prompt_id": plan.prompt_id}
+    store.rejected.append([{"record_id": late, "reason": "unusable reply: x", "attempts": 3, **named}])
+
+    counts = [write_suggestions(loop.project, loop.folder, plan, loop.vectors)["rejected"] for _ in range(2)]
+
+    assert counts == [1, 1]
+    assert "no usable suggestion" in {
+        step["step"] for step in trace(loop.project, loop.folder, loop.db, "late")
+    }
+    assert verify(loop.project, loop.folder, loop.db) == []
 
 
 def test_where_there_is_a_student_a_record_the_model_failed_on_gets_its_word(copy_of_worked: Loop) -> None:
