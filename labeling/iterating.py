@@ -15,13 +15,14 @@ from labeling.calibration import entropy, fit_batch_calibration, fit_correctness
 from labeling.cascade import batch_of, fit_student_confidence, left_to_student, random_share
 from labeling.engines.protocol import Engine
 from labeling.intervals import mcnemar_exact, paired_gain, wilson
+from labeling.label_lists import listing_for
 from labeling.paths import ProjectFolder
 from labeling.planned import has_drafts
 from labeling.prompts import Exemplar, Prompt, bind, only_text, spelled_by
 from labeling.record_store import Vectors, record_ids, rows_of, texts_of
 from labeling.score_store import ScoreStore, register
 from labeling.setup import bound_prompts, load_plan, try_prompts
-from labeling.storage import read_json, write_bytes, write_json
+from labeling.storage import content_id, read_json, write_bytes, write_json
 from labeling.students import StackFit, fit_stack
 from labeling.suggesting import Suggester, load_suggestions, planned_prompt
 from schemas.errors import EngineError, PromptTooLong, StorageError
@@ -113,14 +114,20 @@ def _prompt_trials(
 ) -> tuple[Prompt, list[Prompt]]:
     """The prompt in use, and those to try against it: files changed or added since, and the same with exemplars."""
     bound = bound_prompts(project, folder, engine)
-    # Another model may be at hand than the plan was made for and spell the labels with other tokens, or another
-    # embedding model that says which of them are near.
     used = planned_prompt(project, folder, before)
-    fits = used.listing.by in ("", project.embedding.model)
-    in_use = (spelled_by(used, engine.first_token) if fits else None) or bound[0]
+    in_use = _for_this_engine(project, engine, used, known)
+    if in_use is None:
+        in_use = next((prompt for prompt in bound if prompt.template.name == used.template.name), bound[0])
     in_use = next((prompt for prompt in bound if prompt.prompt_id == in_use.prompt_id), in_use)
     plans = [before, *(load_plan(folder, number) for number in range(1, before.round))]
-    seen = {candidate["prompt_id"] for plan in plans for candidate in plan.candidates} | {in_use.prompt_id}
+    # What another model made of a prompt says nothing of this one.
+    identity_id = content_id(engine.identity().as_dict())
+    seen = {
+        candidate["prompt_id"]
+        for plan in plans
+        if plan.identity_id == identity_id
+        for candidate in plan.candidates
+    } | {in_use.prompt_id}
     trials = [prompt for prompt in bound if prompt.prompt_id not in seen]
     if project.prompts.exemplars and not in_use.exemplars and in_use.template.source:
         exemplars = balanced_exemplars(
@@ -139,6 +146,22 @@ def _prompt_trials(
         ):  # a template may show none
             trials.append(with_exemplars)
     return in_use, trials
+
+
+def _for_this_engine(project: Project, engine: Engine, used: Prompt, known: Lesson) -> Prompt | None:
+    """The prompt in use as the model at hand spells it; None where that one cannot use it.
+
+    Another engine may be at hand than the plan was made for: one whose tokens do not tell the labels apart, that tells
+    fewer or more of them, or that reads a command in an exemplar; or another embedding model says which are near.
+    """
+    listing = listing_for(project, engine)
+    if (used.listing.most, used.listing.by) != (listing.most, listing.by):
+        return None
+    texts = dict(zip(known.ids, known.texts, strict=True))
+    shown = [texts.get(exemplar.record_id, "") for exemplar in used.exemplars]
+    if not all(only_text(text, engine.control_marks) for text in shown):
+        return None
+    return spelled_by(used, engine.first_token)
 
 
 def _leaves_room(engine: Engine, prompt: Prompt, record: str) -> bool:
@@ -307,12 +330,9 @@ def _learned(
             f"Batch calibration {calibration.strength:g}, chosen on {int(have.sum())} reviewed records."
         )
     base = base.model_copy(update={"strength": calibration.strength, "sentences": tuple(words)})
-    if vectors is None or len(known.ids) < STACK_FROM or len(set(known.labels)) < 2:
-        return base.model_copy(
-            update={
-                "sentences": (*words, f"No student: {len(known.ids)} reviewed records (needs {STACK_FROM}).")
-            }
-        )
+    lacking = _no_student(project, vectors, known)
+    if vectors is None or lacking is not None:
+        return base.model_copy(update={"sentences": (*words, f"No student: {lacking}.")})
     llm = np.full(scores.shape, np.nan)
     if have.any():
         llm[have] = calibration.apply(scores[have])
@@ -363,6 +383,19 @@ def _learned(
     if project.iteration.cascade is None:
         return plan
     return _with_cascade(project, folder, store, vectors, plan, fitted, known, project.iteration.cascade)
+
+
+def _no_student(project: Project, vectors: Vectors | None, known: Lesson) -> str | None:
+    """Why no student can be taught; None where one can."""
+    if project.embedding.kind == "none":
+        return "the project has no embedding model (embedding.kind: none)"
+    if vectors is None:
+        return f"no vectors of {project.embedding.model} yet, which the setup flow makes"
+    if len(known.ids) < STACK_FROM:
+        return f"{len(known.ids)} reviewed records (needs {STACK_FROM})"
+    if len(set(known.labels)) < 2:
+        return f"all {len(known.ids)} reviewed records have the same label"
+    return None
 
 
 def _with_cascade(

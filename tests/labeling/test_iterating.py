@@ -19,7 +19,8 @@ from labeling.iterating import (
     require_no_drafts,
     slice_accuracy,
 )
-from labeling.prompts import bind, prompt_of
+from labeling.prompts import Prompt, bind, prompt_of
+from labeling.record_store import Vectors
 from labeling.reviewing import settled_values
 from labeling.score_store import ScoreStore, register
 from labeling.setup import bound_prompts, load_plan, try_prompts
@@ -304,6 +305,88 @@ def test_what_a_new_model_is_worth_is_learned_before_it_is_mixed_in(new_loop: ty
     assert "Batch calibration 1, chosen on 44 reviewed records." in plan.sentences
 
 
+def on_another(loop: Loop, server: ScriptedEngine) -> None:
+    """From here on another model works for the project."""
+    settings = loop.project.engine.model_copy(update={"endpoints": (server.url,)})
+    loop.project = loop.project.model_copy(update={"engine": settings})
+    loop.engine.close()
+    loop.engine = connect_engine(loop.project)
+
+
+def known_to(loop: Loop) -> Lesson:
+    return lesson(loop.project, loop.folder, settled_values(loop.project, loop.folder, 2))
+
+
+def after_a_round(make: type[Loop]) -> tuple[Loop, Plan, Prompt]:
+    """A project after round 1, its plan with the second of its two prompts, and that prompt."""
+    loop = make(prompts={"files": ["builtin:plain", "builtin:definitions"], "exemplars": 0})
+    loop.setup()
+    loop.whole_round(1)
+    second = bound_prompts(loop.project, loop.folder, loop.engine)[1]
+    changed = {"template": second.template.name, "prompt_id": second.prompt_id}
+    return loop, load_plan(loop.folder, 1).model_copy(update=changed), second
+
+
+def test_what_another_model_made_of_a_prompt_is_not_held_against_it(new_loop: type[Loop]) -> None:
+    loop, before, second = after_a_round(new_loop)
+    assert _prompt_trials(loop.project, loop.folder, loop.engine, before, known_to(loop)) == (second, [])
+    with ScriptedEngine() as other:
+        other.model_alias = "another.gguf"
+        on_another(loop, other)
+
+        in_use, trials = _prompt_trials(loop.project, loop.folder, loop.engine, before, known_to(loop))
+
+    assert in_use == second and [trial.template.name for trial in trials] == ["builtin:plain"]
+
+
+class OneToken(ScriptedEngine):
+    """Its tokenizer lets both labels begin with the same token."""
+
+    def tokenize(self, body: dict[str, Any]) -> dict[str, Any]:
+        return super().tokenize({**body, "content": body["content"].replace(" beta", " alpha")})
+
+
+def test_a_model_that_cannot_tell_the_labels_of_the_prompt_in_use_keeps_its_template(
+    new_loop: type[Loop],
+) -> None:
+    loop, before, second = after_a_round(new_loop)
+    with OneToken() as other:
+        on_another(loop, other)
+
+        in_use, _ = _prompt_trials(loop.project, loop.folder, loop.engine, before, known_to(loop))
+
+    assert in_use.template == second.template
+    assert [code.text for code in in_use.codes] == [" A", " B"]
+
+
+def test_an_engine_that_tells_fewer_labels_gets_the_prompt_with_those_near_a_record(
+    new_loop: type[Loop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, before, second = after_a_round(new_loop)
+    monkeypatch.setattr(loop.engine, "tells", 1)
+
+    in_use, _ = _prompt_trials(loop.project, loop.folder, loop.engine, before, known_to(loop))
+
+    assert (in_use.template, in_use.listing.most) == (second.template, 1)
+
+
+def test_an_engine_that_reads_a_command_in_an_exemplar_gets_the_prompt_without(
+    new_loop: type[Loop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, before, second = after_a_round(new_loop)
+    known = known_to(loop)
+    shown = balanced_exemplars(known, loop.project.label_schema.names, 2)
+    used = bind(second.template, loop.project, second.codes, shown)
+    register(loop.project, loop.folder, loop.engine, used)
+    before = before.model_copy(update={"prompt_id": used.prompt_id})
+    assert _prompt_trials(loop.project, loop.folder, loop.engine, before, known)[0].prefix == used.prefix
+    monkeypatch.setattr(loop.engine, "control_marks", [shown[0].text.split()[0]])
+
+    in_use, _ = _prompt_trials(loop.project, loop.folder, loop.engine, before, known)
+
+    assert in_use == second
+
+
 # -- plan and gain ---------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +447,24 @@ def test_too_few_reviewed_records_make_no_student(new_loop: type[Loop]) -> None:
 
     assert plan.stack is None and plan.correctness is None
     assert "No student: 14 reviewed records (needs 20)." in plan.sentences
+
+
+def test_why_there_is_no_student_is_told(copy_of_worked: Loop) -> None:
+    loop = copy_of_worked
+    settled = settled_values(loop.project, loop.folder, 3)
+    one_label = {**settled, **{record_id: "alpha" for record_id, value in settled.items() if value}}
+
+    def sentence(settled: dict[str, Any], **embedding: str) -> str:
+        named = loop.project.embedding.model_copy(update=embedding)
+        project = loop.project.model_copy(update={"embedding": named})
+        vectors = Vectors.load(project, loop.folder)
+        plan = make_plan(project, loop.folder, loop.engine, vectors, number=3, settled=settled)
+        assert plan.stack is None
+        return plan.sentences[-1]
+
+    assert "have the same label" in sentence(one_label)
+    assert "no vectors of other yet, which the setup flow makes" in sentence(settled, model="other")
+    assert "embedding.kind: none" in sentence(settled, kind="none")
 
 
 def test_accuracy_on_the_slice_and_its_gain_are_paired(worked: Loop) -> None:
