@@ -20,8 +20,11 @@ MAX_REPLY_BYTES = 8_000_000
 PIECE_BYTES = 1 << 20
 
 
-def check_address(url: str, allowed_hosts: Sequence[str]) -> None:
+def check_address(url: str, allowed_hosts: Sequence[str], *, key: str = "engine.endpoints") -> None:
     """Refuses an engine address that is neither loopback nor one the project names as the client's own.
+
+    Args:
+        key: Of the project, under which the address stands.
 
     Raises:
         ProjectError: says which address and how to allow it.
@@ -34,7 +37,7 @@ def check_address(url: str, allowed_hosts: Sequence[str]) -> None:
         sound = False
     if not sound:
         raise ProjectError(
-            "engine.endpoints",
+            key,
             found=repr(url),
             expected="http://127.0.0.1:PORT",
             next_step="Mend the address.",
@@ -43,9 +46,9 @@ def check_address(url: str, allowed_hosts: Sequence[str]) -> None:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         loopback = host == "localhost"
-    if not loopback and host not in allowed_hosts:
+    if not loopback and host not in [name.lower() for name in allowed_hosts]:
         raise ProjectError(
-            "engine.endpoints",
+            key,
             found=f"host {host!r}",
             expected="a loopback address, or a host listed under engine.allowed_hosts",
             next_step="Nothing may leave the building: list the host only if that machine is the client's own.",

@@ -52,6 +52,12 @@ def _told_of_model(connection: EngineConnection) -> dict[str, Any]:
     return told_of_model(listed[0] if isinstance(listed, list) and listed else None)
 
 
+def mark_of_model(connection: EngineConnection) -> str:
+    """12 hex digits of what a server tells of its model: file, size and shape. Its folder may be another."""
+    file = str(_props(connection).get("model_path") or "").rsplit("/", 1)[-1]
+    return content_hash({"file": file, **_told_of_model(connection)})[:12]
+
+
 def _context(props: dict[str, Any]) -> int:
     settings = props.get("default_generation_settings")
     return int(finite(settings.get("n_ctx")) or 0) if isinstance(settings, dict) else 0
@@ -339,9 +345,7 @@ class LlamaServerEmbedder:
         self._http = connection
         self._on_close = on_close
         self.model_id = model_id
-        self._longest = int(
-            (self._http.call("GET", "/props").get("default_generation_settings") or {}).get("n_ctx") or 512
-        )
+        self._longest = _context(_props(connection)) or 512
         self.width = int(self.embed(["width"]).shape[1])
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -6,7 +6,7 @@ import os
 from labeling.engines.embedded import EmbeddedEmbedder, EmbeddedEngine
 from labeling.engines.fleet import Fleet
 from labeling.engines.http import EngineConnection, check_address
-from labeling.engines.llama_server import UNKNOWN, LlamaServer, LlamaServerEmbedder
+from labeling.engines.llama_server import UNKNOWN, LlamaServer, LlamaServerEmbedder, mark_of_model
 from labeling.engines.model_files import model_file
 from labeling.engines.ollama_server import OllamaEmbedder, OllamaServer
 from labeling.engines.openai_server import OpenAIServer
@@ -26,7 +26,7 @@ def _addresses(project: Project, endpoints: tuple[str, ...], key: str) -> tuple[
             next_step=f"Set {key}: [http://127.0.0.1:8080].",
         )
     for endpoint in endpoints:
-        check_address(endpoint, project.engine.allowed_hosts)
+        check_address(endpoint, project.engine.allowed_hosts, key=key)
     return endpoints
 
 
@@ -46,6 +46,8 @@ def _api_key(project: Project) -> str | None:
 
 def _connect(project: Project, address: str) -> Engine:
     settings = project.engine
+    if settings.kind == "openai":  # programs are often given the address with it
+        address = address.rstrip("/").removesuffix("/v1")
     connection = EngineConnection(address, timeout_s=settings.timeout_s, api_key=_api_key(project))
     if settings.kind == "llama-server":
         return LlamaServer(connection, digest=settings.digest or UNKNOWN)
@@ -116,6 +118,7 @@ def connect_embedder(project: Project, *, fetch: bool = False) -> Embedder | Non
     if settings.kind == "llama-server":
         address = _addresses(project, settings.endpoints, "embedding.endpoints")[0]
         connection = EngineConnection(address, timeout_s=project.engine.timeout_s)
-        return LlamaServerEmbedder(connection, model_id=settings.filed_as)
+        model_id = f"{settings.filed_as}-{mark_of_model(connection)}"  # another model is not mixed in unseen
+        return LlamaServerEmbedder(connection, model_id=model_id)
     address = _addresses(project, settings.endpoints, "embedding.endpoints")[0]
     return OllamaEmbedder(address, model=settings.model, timeout_s=project.engine.timeout_s)

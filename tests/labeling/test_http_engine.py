@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from scripted_engine import FAULTS, WIDTH, ScriptedEngine, code_id, token_id
+from small_projects import ProjectFactory
 
 from labeling.engines import http as http_module
 from labeling.engines.http import EngineConnection, check_address, finite, says_too_long
 from labeling.engines.llama_server import UNKNOWN, LlamaServer, LlamaServerEmbedder
+from labeling.engines.opening import connect_embedder
 from labeling.engines.protocol import FirstToken, LabelCode, LabelScores
 from schemas.errors import EngineError, EngineUnavailable, ProjectError, PromptTooLong
 
@@ -468,6 +470,19 @@ def test_any_other_address_is_refused(url: str) -> None:
 
 def test_a_machine_of_the_clients_own_is_allowed_by_name() -> None:
     check_address("http://gpu-1.intern:8080", ["gpu-1.intern"])
+    check_address("http://GPU-1:8080", ["GPU-1"])
+
+
+def test_an_address_of_the_embedding_model_is_refused_under_its_own_key(
+    project_folder: ProjectFactory,
+) -> None:
+    settings = {"kind": "llama-server", "endpoints": ["http://192.0.2.1:8080"]}
+    project, _ = project_folder([{"text": "a"}], labels=["a", "b"], embedding=settings)
+
+    with pytest.raises(ProjectError) as caught:
+        connect_embedder(project)
+
+    assert caught.value.path == "embedding.endpoints"
 
 
 @pytest.mark.parametrize(

@@ -764,6 +764,23 @@ def test_a_project_opens_whatever_server_it_names(
 
 
 def test_a_key_that_is_not_set_is_named(scripted: ScriptedEngine, project_folder: ProjectFactory) -> None:
+def test_the_address_of_an_openai_server_may_end_in_v1(
+    scripted: ScriptedEngine, project_folder: ProjectFactory
+) -> None:
+    settings = {
+        "kind": "openai",
+        "model": "scripted.gguf",
+        "context": 512,
+        "endpoints": [f"{scripted.url}/v1/"],
+    }
+    project, _ = project_folder([{"text": "a"}], engine=settings)
+
+    engine = connect_engine(project)
+
+    assert engine.prefill(engine.tokenize("one two"), slot=0)[0] > 0
+    engine.close()
+
+
     settings = {"kind": "openai", "model": "scripted.gguf", "api_key": "NO_SUCH_VARIABLE"}
     project, _ = project_folder([{"text": "a"}], engine={**settings, "endpoints": [scripted.url]})
 

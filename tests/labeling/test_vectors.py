@@ -53,6 +53,25 @@ def test_vectors_are_those_of_the_model_that_made_the_last_ones(project_folder: 
     assert Vectors.load(project, folder) is None, "those are another model's"
 
 
+def test_another_model_behind_the_same_address_is_not_mixed_in(
+    project_folder: ProjectFactory, scripted: ScriptedEngine
+) -> None:
+    settings = {"kind": "llama-server", "model": "mine", "endpoints": [scripted.url]}
+    project, folder = project_folder([{"text": "one"}], labels=["a", "b"], embedding=settings)
+    ingest(project, folder)
+    made = []
+    for alias in ("first.gguf", "second.gguf", "first.gguf"):
+        scripted.model_alias = alias
+        embedder = connect_embedder(project)
+        assert embedder is not None
+        made.append((embedder.model_id, embed_missing(project, folder, embedder)))
+        vectors = Vectors.load(project, folder)
+        assert vectors is not None and vectors.model_id == embedder.model_id
+
+    assert [added for _, added in made] == [1, 1, 0]
+    assert made[0][0] == made[2][0] != made[1][0]
+
+
 def test_a_project_that_kept_no_note_of_its_model_finds_its_vectors(project_folder: ProjectFactory) -> None:
     project, folder = project_folder([{"text": "short"}], labels=["a", "b"], embedding={"model": "mine"})
     ingest(project, folder)
@@ -102,4 +121,4 @@ def test_a_server_whose_model_has_a_folder_in_its_name_gets_its_vectors_back(
 
     vectors = Vectors.load(project, folder)
 
-    assert vectors is not None and vectors.model_id == "org-mine-v1"
+    assert vectors is not None and vectors.model_id.startswith("org-mine-v1-")
