@@ -8,6 +8,7 @@ from labeling.database.opening import database_url
 from labeling.engines.opening import connect_embedder, connect_engine
 from labeling.engines.self_test import require, self_test
 from labeling.ingest import why_no_record
+from labeling.label_lists import listing_for
 from labeling.paths import ProjectFolder
 from labeling.planned import load_planned
 from labeling.prompts import bind, label_codes, load_template
@@ -109,7 +110,9 @@ def _engine(project: Project, folder: ProjectFolder) -> None:
     require_task(project)
     engine = connect_engine(project)
     try:
-        codes = label_codes(project.label_schema.labels, engine.first_token, style=project.prompts.codes)
+        labels, style = project.label_schema.labels, project.prompts.codes
+        most = listing_for(project, engine).most
+        codes = label_codes(labels, engine.first_token, style=style, most=most)
         for name in project.prompts.files:
             prompt = bind(load_template(name, folder.root), project, codes)
             used = len(engine.tokenize(prompt.around("")).ids)
@@ -121,7 +124,9 @@ def _engine(project: Project, folder: ProjectFolder) -> None:
                     next_step="Shorten the definitions, or raise engine.context.",
                 )
         # No more than the engine tells: with more labels each record is asked about those nearest to it.
-        told = bind(prompt.template, project, codes[: engine.tells])
+        told = bind(
+            prompt.template, project, label_codes(labels[: engine.tells], engine.first_token, style=style)
+        )
         require(self_test(engine, told, digest=project.engine.digest))
     finally:
         engine.close()

@@ -124,6 +124,13 @@ def compare(
         won = int((~best.right & one.right).sum())
         # Both directions count: which one is better was not decided beforehand.
         one.row["p_against_best"] = None if one is best else min(1.0, 2 * mcnemar_exact(won, lost))
+    if not best.row["right"]:
+        rows = [*(one.row for one in candidates), *failed]
+        return {
+            "models": rows,
+            "recommended": None,
+            "reason": "Every model and prompt was right on no record.",
+        }
     chosen, reason = _recommended(candidates)
     return {"models": [*(one.row for one in candidates), *failed], "recommended": chosen, "reason": reason}
 
@@ -134,9 +141,11 @@ def _of_model(
     engine = connect_engine(project, fetch=True)
     try:
         prompts = bound_prompts(project, folder, engine)
-        points = self_test(engine, prompts[0], digest=project.engine.digest)
-        require(points)  # a model whose answers cannot be trusted is no candidate
         sample = sorted(truth)
+        lists = label_lists(project, folder, engine, prompts[0])
+        own = prompts[0] if lists is None else lists.prompt_for(sample[0])
+        points = self_test(engine, own, digest=project.engine.digest)
+        require(points)  # a model whose answers cannot be trusted is no candidate
         texts = texts_of(project, folder, sample)
         labels = project.label_schema.names
         gold = [str(truth[record_id]) for record_id in sample]
@@ -206,7 +215,11 @@ def _pace(
     engine.warm(engine.tokenize(tried.prompt.prefix))
     started = time.perf_counter()
     outcome = score_batch(
-        engine, tried.prompt, records, prompt_for=None if lists is None else lists.prompt_for
+        engine,
+        tried.prompt,
+        records,
+        over_long=project.prompts.over_long,
+        prompt_for=None if lists is None else lists.prompt_for,
     )
     seconds = time.perf_counter() - started
     return round(3600 * len(outcome.scored) / seconds) if outcome.scored else None

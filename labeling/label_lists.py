@@ -18,7 +18,7 @@ from labeling.intervals import Interval, wilson
 from labeling.paths import ProjectFolder
 from labeling.prompts import Listing, Prompt, label_codes
 from labeling.record_store import Vectors
-from schemas.errors import ProjectError
+from schemas.errors import ProjectError, StorageError
 from schemas.project import Label, Project
 from schemas.values import Value
 
@@ -68,7 +68,7 @@ class LabelLists:
         labels: The project's.
         first_token: The engine's.
         style: `prompts.codes`.
-        vectors: Of the records; None where every label is listed.
+        vectors: Of the records; None where every record is asked about all labels.
         of_labels: (K, d) unit vectors of `labels`, with `vectors`.
     """
 
@@ -94,9 +94,13 @@ class LabelLists:
         self._made: dict[tuple[str, ...], Prompt] = {}
 
     def shortlist(self, record_id: str) -> frozenset[str]:
-        """Labels that may be suggested for a record: all of them where it has no vector."""
+        """Labels that may be suggested for a record.
+
+        Raises:
+            StorageError: the record has no vector that would tell which are near.
+        """
         most = self._prompt.listing.most
-        if most is None or self._vectors is None or self._of_labels is None or record_id not in self._vectors:
+        if most is None or self._vectors is None or self._of_labels is None:
             return frozenset(self._codes)
         near = nearest_labels(self._vectors.of([record_id]), self._of_labels, most)[0]
         names = list(self._labels)
@@ -130,6 +134,7 @@ def label_lists(project: Project, folder: ProjectFolder, engine: Engine, prompt:
 
     Raises:
         ProjectError: the prompt lists labels by another embedding model than the project's.
+        StorageError: there are no vectors of it. Asked about all labels, an engine of few tokens never tells most.
     """
     if prompt.context is None:
         return None
@@ -145,7 +150,14 @@ def label_lists(project: Project, folder: ProjectFolder, engine: Engine, prompt:
             )
         embedder = shared_embedder(project)
         vectors = None if embedder is None else Vectors.load(project, folder, embedder.model_id)
-        of_labels = None if embedder is None else label_vectors(labels, embedder)
+        if embedder is None or vectors is None:
+            raise StorageError(
+                f"vectors of {project.embedding.model if embedder is None else embedder.model_id}",
+                found="none",
+                expected="those that tell which labels are nearest to a record",
+                next_step="Let the project name that embedding model and run the setup flow: it makes them.",
+            )
+        of_labels = label_vectors(labels, embedder)
     return LabelLists(
         prompt,
         labels,

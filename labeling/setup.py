@@ -99,8 +99,10 @@ def sample_gold(project: Project, folder: ProjectFolder, sample: Sequence[str]) 
 
 def bound_prompts(project: Project, folder: ProjectFolder, engine: Engine) -> list[Prompt]:
     """The project's prompts as this engine's tokenizer spells them."""
-    codes = label_codes(project.label_schema.labels, engine.first_token, style=project.prompts.codes)
     listing = listing_for(project, engine)
+    codes = label_codes(
+        project.label_schema.labels, engine.first_token, style=project.prompts.codes, most=listing.most
+    )
     return [
         bind(load_template(name, folder.root), project, codes, listing=listing)
         for name in project.prompts.files
@@ -325,9 +327,9 @@ def _basis(project: Project, engine: Engine, prompts: Sequence[Prompt], truth: M
             "prompts": [prompt.prompt_id for prompt in prompts],
             "truth": dict(truth),
             "threshold": project.setup.threshold,
+            "over_long": project.prompts.over_long,
         }
     )
-            "over_long": project.prompts.over_long,
 
 
 def shortlist_figures(prompt: Prompt, lists: LabelLists, truth: Mapping[str, Value]) -> dict[str, Any] | None:
@@ -440,7 +442,7 @@ def _sentence(
 def keep_self_test(
     project: Project, folder: ProjectFolder, engine: Engine, prompt: Prompt, number: int
 ) -> list[str]:
-    """Tests the engine once a round, before its answers count, and keeps what came of it with the round.
+    """Tests the engine with a prompt once a round, before its answers count, and keeps what came of it with the round.
 
     Returns what a person should know of it, a sentence each.
 
@@ -451,7 +453,8 @@ def keep_self_test(
     if path.is_file():
         told = read_json(path)
         failed = any(point["critical"] and point["passed"] is False for point in told["points"])
-        if not failed and told["engine"] == engine.identity().as_dict():
+        same = (told["engine"], told.get("prompt_id")) == (engine.identity().as_dict(), prompt.prompt_id)
+        if same and not failed:
             return warnings_of(told)
     lists = label_lists(project, folder, engine, prompt)
     ids = self_test_sample(record_ids(project, folder), _sample_seed(project))
@@ -459,7 +462,7 @@ def keep_self_test(
     points = self_test(engine, own, digest=project.engine.digest)
     if not any(point.critical and point.passed is False for point in points):
         points += _on_the_sample(project, folder, engine, prompt, ids)
-    write_json(path, as_json(points, engine))
+    write_json(path, {**as_json(points, engine), "prompt_id": prompt.prompt_id})
     require(points)
     return warnings_of(read_json(path))
 

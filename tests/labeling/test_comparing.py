@@ -5,19 +5,21 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
+import numpy as np
 import pytest
 from scripted_engine import ScriptedEngine
 from small_projects import ProjectFactory
 
 from labeling.benchmarking import bench, bench_row
-from labeling.comparing import PACE_RECORDS, compare, comparison_table, reviewed_sample
+from labeling.comparing import PACE_RECORDS, _pace, compare, comparison_table, reviewed_sample
 from labeling.engines.http import EngineConnection
 from labeling.engines.llama_server import LlamaServer
 from labeling.engines.ollama_server import OllamaServer
 from labeling.engines.opening import connect_engine
 from labeling.ingest import ingest
 from labeling.record_store import record_ids, texts_of
-from labeling.setup import measure_prompts
+from labeling.score_store import register
+from labeling.setup import Tried, bound_prompts, measure_prompts
 from labeling.storage import project_lock
 from schemas.errors import BusyError, ProjectError, SourceError
 
@@ -98,6 +100,23 @@ def test_the_pace_is_measured_with_the_start_of_the_prompt_in_the_cache(
     compare(project, folder, truth, ["scripted.gguf"])
 
     assert paced == [True] * PACE_RECORDS * len(project.prompts.files)
+
+
+def test_the_pace_is_that_of_records_fitted_as_the_project_says(
+    scripted: ScriptedEngine, project_folder: ProjectFactory
+) -> None:
+    project, folder, truth = project_with(scripted, project_folder)
+    prompts = project.prompts.model_copy(update={"files": ("builtin:plain",), "over_long": "windows"})
+    project = project.model_copy(update={"prompts": prompts})
+    texts = texts_of(project, folder, sorted(truth))
+    long = {record_id: f"{text} " + "word " * 600 for record_id, text in texts.items()}
+    with closing(connect_engine(project)) as engine:
+        (prompt,) = bound_prompts(project, folder, engine)
+        tried = Tried(prompt, register(project, folder, engine, prompt), *[np.zeros(0)] * 3)  # type: ignore[arg-type]
+
+        _pace(project, folder, engine, tried, sorted(truth), long)
+
+    assert scripted.asked.total() >= 2 * PACE_RECORDS
 
 
 def test_a_model_that_takes_what_is_named_first_is_found_out(
@@ -190,6 +209,10 @@ def test_a_prompt_the_model_does_not_answer_is_no_better_than_wrong_and_stops_no
     assert answer["recommended"]["prompt"] == plan.template == "builtin:plain"
     assert {one["unusable"] for one in figures["candidates"]} == {0, 60}
     assert comparison_table(answer)
+    alone = project.prompts.model_copy(update={"files": ("odd.jinja",)})
+    nothing = compare(project.model_copy(update={"prompts": alone}), folder, truth, ["scripted.gguf"])
+    assert nothing["recommended"] is None and "right on no record" in nothing["reason"]
+    assert "0/60" in comparison_table(nothing)
 
 
 def test_a_reviewed_label_that_is_gone_is_told(

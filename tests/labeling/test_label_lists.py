@@ -9,6 +9,8 @@ import pytest
 from scripted_engine import ScriptedEngine
 from small_projects import ProjectFactory
 
+from labeling.checking import problems_of
+from labeling.comparing import compare
 from labeling.engines.opening import connect_embedder, connect_engine
 from labeling.engines.protocol import UNREPORTED, FirstToken
 from labeling.engines.sharing import close_shared
@@ -19,9 +21,9 @@ from labeling.project_file import parse_project
 from labeling.prompts import Listing, Prompt, bind, label_codes, load_template, prompt_of
 from labeling.record_store import Vectors, embed_missing, record_ids, texts_of
 from labeling.scoring import score_batch
-from labeling.setup import measure_prompts
+from labeling.setup import bound_prompts, measure_prompts
 from labeling.storage import read_json
-from schemas.errors import ProjectError
+from schemas.errors import ProjectError, StorageError
 from schemas.project import Project
 
 NAMES = [f"{first}{second}" for first in "abcdef" for second in "rstuv"]  # 30 labels
@@ -75,7 +77,7 @@ def test_a_record_is_asked_about_the_labels_nearest_to_it_in_the_projects_order(
     assert lists.prompt_for("r1") is own
 
 
-def test_a_record_without_a_vector_is_asked_about_all_labels() -> None:
+def test_a_record_without_a_vector_is_not_asked_about_more_labels_than_the_engine_tells() -> None:
     lists = LabelLists(
         a_prompt(Listing(most=3, by="m")),
         LABELS,
@@ -85,7 +87,8 @@ def test_a_record_without_a_vector_is_asked_about_all_labels() -> None:
         of_labels=one_axis_each(30),
     )
 
-    assert len(lists.prompt_for("r1").codes) == 30
+    with pytest.raises(StorageError, match="run the setup flow"):
+        lists.prompt_for("r1")
 
 
 def test_recall_counts_the_records_whose_label_is_on_their_list() -> None:
@@ -214,3 +217,63 @@ def test_an_engine_of_few_tokens_gets_a_shortlist_whose_recall_the_setup_tells(
     other = project.embedding.model_copy(update={"model": "another"})
     with pytest.raises(ProjectError, match="found another; expected scripted, by which the prompt"):
         label_lists(project.model_copy(update={"embedding": other}), folder, engine, prompt)
+    # Another model behind the same name, none at all: nobody knows which labels are near.
+    many_labels.model_alias = "other.gguf"
+    close_shared()
+    none = project.embedding.model_copy(update={"kind": "none"})
+    for changed in (project, project.model_copy(update={"embedding": none})):
+        with pytest.raises(StorageError, match="run the setup flow: it makes them"):
+            label_lists(changed, folder, engine, prompt)
+
+
+def test_a_comparison_asks_about_the_nearest_labels_in_its_self_test_too(
+    many_labels: ScriptedEngine, project_folder: ProjectFactory
+) -> None:
+    project, folder = project_folder(
+        [{"text": f"note {number} about {NAMES[number % 30]}"} for number in range(12)],
+        labels=NAMES,
+        engine={"kind": "ollama", "model": "scripted.gguf", "slots": 2, "endpoints": [many_labels.url]},
+        embedding={"kind": "llama-server", "model": "scripted", "endpoints": [many_labels.url]},
+        quality={"max_rejected_share": 1.0},
+    )
+    ingest(project, folder)
+    embedder = connect_embedder(project)
+    assert embedder is not None
+    embed_missing(project, folder, embedder)
+    texts = texts_of(project, folder, record_ids(project, folder))
+    truth = {record_id: text.rsplit(" ", 1)[1] for record_id, text in texts.items()}
+
+    answer = compare(project, folder, truth, ["scripted.gguf"])
+
+    assert answer["models"][0]["shortlist"]["labels"] == 20
+    assert not any("never suggested" in warning for warning in answer["models"][0]["warnings"])
+
+
+def test_many_labels_that_begin_alike_are_asked_about_by_letters_of_each_records_own_list(
+    project_folder: ProjectFactory,
+) -> None:
+    names = [f"card_{name}" for name in NAMES]
+    with ScriptedEngine([chr(65 + index) for index in range(20)]) as server:
+        project, folder = project_folder(
+            [{"text": f"note {number} about {names[number % 30]}"} for number in range(20)],
+            labels=names,
+            engine={"kind": "openai", "model": "scripted.gguf", "slots": 2, "endpoints": [server.url]},
+            embedding={"kind": "llama-server", "model": "scripted", "endpoints": [server.url]},
+        )
+        ingest(project, folder)
+        embedder = connect_embedder(project)
+        assert embedder is not None
+        embed_missing(project, folder, embedder)
+        engine = connect_engine(project)
+
+        problems = problems_of(folder.root)
+        prompt = bound_prompts(project, folder, engine)[0]
+        lists = label_lists(project, folder, engine, prompt)
+
+        assert problems == [] and lists is not None
+        texts = texts_of(project, folder, record_ids(project, folder))
+        outcome = score_batch(engine, prompt, list(texts.items()), prompt_for=lists.prompt_for)
+        own = lists.prompt_for(outcome.scored[0].record_id)
+    close_shared()
+    assert [code.text for code in own.codes] == [f" {chr(65 + index)}" for index in range(20)]
+    assert len(outcome.scored) == 20 and len(outcome.scored[0].log_probs) == 30

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -191,7 +192,6 @@ def test_ollama_draws_again_where_the_answer_ends_before_it_begins(
     assert row.log_probs == pytest.approx(tuple(scripted.label_log_probs("alpha"))) and row.attempts == 1
 
 
-@pytest.mark.parametrize("parallel", [1, 2, 4])
 def test_ollama_draws_from_all_tokens_where_the_one_it_drew_is_a_part_of_a_character(
     scripted: ScriptedEngine, connect_by_text: Open
 ) -> None:
@@ -216,6 +216,7 @@ def test_ollama_draws_from_all_tokens_where_the_one_it_drew_is_a_part_of_a_chara
     assert row.log_probs == pytest.approx(tuple(scripted.label_log_probs("alpha"))) and row.attempts == 1
 
 
+@pytest.mark.parametrize("parallel", [1, 2, 4])
 def test_ollama_slots_are_measured(parallel: int, scripted: ScriptedEngine, connect_by_text: Open) -> None:
     scripted.parallel, scripted.delay_s = parallel, 0.05
 
@@ -763,7 +764,6 @@ def test_a_project_opens_whatever_server_it_names(
     engine.close()
 
 
-def test_a_key_that_is_not_set_is_named(scripted: ScriptedEngine, project_folder: ProjectFactory) -> None:
 def test_the_address_of_an_openai_server_may_end_in_v1(
     scripted: ScriptedEngine, project_folder: ProjectFactory
 ) -> None:
@@ -781,6 +781,7 @@ def test_the_address_of_an_openai_server_may_end_in_v1(
     engine.close()
 
 
+def test_a_key_that_is_not_set_is_named(scripted: ScriptedEngine, project_folder: ProjectFactory) -> None:
     settings = {"kind": "openai", "model": "scripted.gguf", "api_key": "NO_SUCH_VARIABLE"}
     project, _ = project_folder([{"text": "a"}], engine={**settings, "endpoints": [scripted.url]})
 
@@ -1003,6 +1004,31 @@ def test_a_label_that_is_told_on_no_record_is_named(
     points = {point["name"]: point for point in read_json(folder.round(1).self_test)["points"]}
     assert points["labels are told"]["passed"] is ("Warranty" not in labels)
     assert not points["labels are told"]["critical"]
+
+
+def test_what_the_self_test_says_of_a_prompt_is_not_said_of_another(
+    scripted: ScriptedEngine, project_folder: ProjectFactory
+) -> None:
+    project, folder = project_folder(
+        [{"text": f"text {number}"} for number in range(30)],
+        labels=("alpha", "beta"),
+        engine_url=scripted.url,
+        prompts={"files": ["builtin:definitions", "builtin:plain"]},
+    )
+    ingest(project, folder)
+    with closing(connect_engine(project)) as engine:
+        first, second = bound_prompts(project, folder, engine)
+        scripted.hide_labels_in_raw = True
+        before = keep_self_test(project, folder, engine, first, 1)
+        scripted.hide_labels_in_raw = False
+
+        after = keep_self_test(project, folder, engine, second, 1)
+
+        asked = scripted.asked.total()
+        assert keep_self_test(project, folder, engine, second, 1) == after
+    assert any("likeliest token on 0 of 20" in warning for warning in before)
+    assert not any("likeliest token on 0" in warning for warning in after)
+    assert scripted.asked.total() == asked, "once a round and prompt"
 
 
 @pytest.mark.parametrize("useless", [0, 1])
