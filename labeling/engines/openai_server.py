@@ -24,6 +24,12 @@ from schemas.values import content_hash
 TOP = 20
 SAMPLING = f"one token; raw log-probabilities of the top {TOP}"
 DEFAULT_SLOTS = 8
+# A token that is a part of a character is often told without probabilities; another draw tells them. At a temperature of
+# 1 and no other: some servers tell them after it.
+DRAWS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0},
+    *({"temperature": 1, "top_p": 1, "seed": seed} for seed in range(1, 6)),
+)
 _MOODS = ("created", "permission", "meta")  # differ between two starts of one server, or hold clocks
 # Of `meta`; these tell models apart.
 _WEIGHTS = ("n_params", "size", "n_vocab", "n_embd", "n_ctx_train", "vocab_type", "ftype")
@@ -90,9 +96,12 @@ class OpenAIServer:
 
     def score(self, prompt: Tokens, codes: Sequence[LabelCode], *, slot: int) -> LabelScores:
         started = time.perf_counter()
-        reply = self._complete(prompt.text, {"max_tokens": 1, "logprobs": TOP, "temperature": 0})
         where = f"{self._http.url}/v1/completions"
-        top = _first_position(reply, where)
+        for draw in DRAWS:
+            reply = self._complete(prompt.text, {"max_tokens": 1, "logprobs": TOP, **draw})
+            top = _first_position(reply, where)
+            if top:
+                break
         log_probs, mass, label_first = label_log_probs(top, codes, where=where)
         seconds = time.perf_counter() - started
         return LabelScores(log_probs, mass, *_tokens(reply), seconds, label_first)
