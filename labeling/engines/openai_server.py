@@ -24,8 +24,8 @@ from schemas.values import content_hash
 TOP = 20
 SAMPLING = f"one token; raw log-probabilities of the top {TOP}"
 DEFAULT_SLOTS = 8
-# A token that is a part of a character is often told without probabilities; another draw tells them. At a temperature of
-# 1 and no other: some servers tell them after it.
+# A token that is a part of a character is often told without probabilities; another draw tells them. At a temperature
+# of 1 and no other: some servers tell them after it.
 DRAWS: tuple[dict[str, Any], ...] = (
     {"temperature": 0},
     *({"temperature": 1, "top_p": 1, "seed": seed} for seed in range(1, 6)),

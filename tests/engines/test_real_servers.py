@@ -154,7 +154,7 @@ def test_an_over_long_record_is_never_cut_in_silence(kind: str, engines: dict[st
     assert all(math.isfinite(value) for row in fitted.scored for value in row.log_probs)
 
 
-@pytest.mark.parametrize("kind", ["ollama", "openai", "llama-server"])
+@pytest.mark.parametrize("kind", ["ollama", "llama-server"])
 def test_records_in_any_script_are_labelled(kind: str, engines: dict[str, Engine]) -> None:
     """Of whose answers many would begin with a part of a character."""
     engine = engines[kind]
