@@ -209,10 +209,18 @@ def test_a_prompt_the_model_does_not_answer_is_no_better_than_wrong_and_stops_no
     assert answer["recommended"]["prompt"] == plan.template == "builtin:plain"
     assert {one["unusable"] for one in figures["candidates"]} == {0, 60}
     assert comparison_table(answer)
-    alone = project.prompts.model_copy(update={"files": ("odd.jinja",)})
-    nothing = compare(project.model_copy(update={"prompts": alone}), folder, truth, ["scripted.gguf"])
-    assert nothing["recommended"] is None and "right on no record" in nothing["reason"]
-    assert "0/60" in comparison_table(nothing)
+
+
+def test_what_was_never_right_is_not_recommended(
+    scripted: ScriptedEngine, project_folder: ProjectFactory
+) -> None:
+    project, folder, truth = project_with(scripted, project_folder)
+    wrong = {record_id: "beta" if label == "alpha" else "alpha" for record_id, label in truth.items()}
+
+    answer = compare(project, folder, wrong, ["scripted.gguf"])
+
+    assert answer["recommended"] is None and "right on no record" in answer["reason"]
+    assert "0/60" in comparison_table(answer)
 
 
 def test_a_reviewed_label_that_is_gone_is_told(
