@@ -12,7 +12,6 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import roc_auc_score
 
 from labeling.engines.protocol import LEAST_REPORTED, UNREPORTED
 from labeling.intervals import Interval, wilson
@@ -518,6 +517,8 @@ def correctness_auroc(confidence: Floats, right: Bools) -> Metric:
     if right.all() or not right.any():
         kind = "no suggestions" if right.size == 0 else "only right" if right.all() else "only wrong"
         return Metric("auroc", None, int(right.size), f"{kind} reviewed, nothing to tell apart")
+    from sklearn.metrics import roc_auc_score
+
     return Metric("auroc", float(roc_auc_score(right, confidence)), int(right.size))
 
 

@@ -13,8 +13,6 @@ from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
-from cleanlab.filter import find_label_issues
-from cleanlab.rank import get_label_quality_scores
 
 from labeling.agreement import Triple, canonical
 from labeling.intervals import Interval, independent_gain, wilson
@@ -184,6 +182,9 @@ def label_error(
 
     Source: Northcutt, Jiang and Chuang (2021), Confident Learning, JAIR 70.
     """
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
     codes = _checked_codes(record_ids, given, probabilities, labels)
     occurring, renumbered = np.unique(codes, return_inverse=True)
     if occurring.size < 2:

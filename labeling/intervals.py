@@ -9,8 +9,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
-from scipy.stats import binom, norm
 
 Verdict = Literal["pass", "inconclusive", "fail"]
 
@@ -57,7 +55,7 @@ def wilson(successes: int, n: int, *, alpha: float = 0.05) -> Interval:
         raise ValueError(f"expected alpha between 0 and 1, found {alpha}")
     if n == 0:
         return Interval(value=None, low=None, high=None, n=0)
-    z = float(norm.isf(alpha / 2))
+    z = _two_sided(alpha)
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half_width = z / (1 + z * z / n) * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
@@ -135,7 +133,7 @@ def records_to_conclude(
     total = n + further
     exact = successes * (total / n)
     expected = np.floor(exact + 1e-9) if rate_is_above else np.ceil(exact - 1e-9)
-    z = float(norm.isf(alpha / candidates / 2))
+    z = _two_sided(alpha / candidates)
     share = expected / total
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     half_width = z / (1 + z * z / total) * np.sqrt(share * (1 - share) / total + z * z / (4.0 * total**2))
@@ -169,6 +167,8 @@ def mcnemar_exact(only_first_right: int, only_second_right: int) -> float:
     discordant = only_first_right + only_second_right
     if discordant == 0:
         return 1.0
+    from scipy.stats import binom
+
     return float(binom.sf(only_second_right - 1, discordant, 0.5))
 
 
@@ -191,6 +191,8 @@ def paired_gain(
     Source: T. Tango (1998), Statistics in Medicine 17, 891-908. It keeps its level for small samples and few
     discordant pairs, where the Wald interval collapses to a point.
     """
+    from scipy.optimize import brentq
+
     if first_right.shape != second_right.shape or first_right.ndim != 1:
         shapes = f"{first_right.shape} and {second_right.shape}"
         raise ValueError(f"expected two arrays of one length, found {shapes}")
@@ -200,7 +202,7 @@ def paired_gain(
     only_second = int(np.count_nonzero(second_right & ~first_right))
     only_first = int(np.count_nonzero(first_right & ~second_right))
     value = (only_second - only_first) / n
-    z = float(norm.isf(alpha / 2))
+    z = _two_sided(alpha)
 
     def excess(difference: float) -> float:
         return _tango_statistic(difference, only_second=only_second, only_first=only_first, n=n)
@@ -209,6 +211,13 @@ def paired_gain(
     low = -1.0 if excess(-edge) < z else float(brentq(lambda d: excess(d) - z, -edge, value))
     high = 1.0 if excess(edge) > -z else float(brentq(lambda d: excess(d) + z, value, edge))
     return Interval(value=value, low=min(low, value), high=max(high, value), n=n)
+
+
+def _two_sided(alpha: float) -> float:
+    """Standard deviations that a normal variable exceeds in either direction with chance `alpha`."""
+    from scipy.stats import norm
+
+    return float(norm.isf(alpha / 2))
 
 
 def _tango_statistic(difference: float, *, only_second: int, only_first: int, n: int) -> float:

@@ -8,17 +8,18 @@ docs/decisions/0016-lexical-student.md says what they add.
 
 import hashlib
 from collections.abc import Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from scipy.sparse import csr_matrix, diags_array
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.preprocessing import normalize
 
 from labeling.multinomial import one_thread
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+# scikit-learn is imported where it is used: that takes a second, which whoever asks for a project's status would wait.
 
 BUCKETS = 1 << 15
 WIDTH = 32  # more directions do not help a student that has a few hundred labels: decision 0016
@@ -26,15 +27,6 @@ LEARN_FROM = 100
 LEARN_ON_AT_MOST = 5_000
 CHARACTERS = 4_000  # of a text: with more, learning would take a gigabyte of counts
 MODEL_NAME = "lexical"
-
-_COUNTED = HashingVectorizer(
-    analyzer="char_wb",
-    ngram_range=(2, 5),
-    n_features=BUCKETS,
-    alternate_sign=False,
-    norm=None,
-    dtype=np.float32,
-)
 
 
 class LexicalModel:
@@ -74,6 +66,8 @@ class LexicalModel:
         """
         if len(texts) < LEARN_FROM:
             raise ValueError(f"expected at least {LEARN_FROM} texts, found {len(texts)}")
+        from sklearn.decomposition import TruncatedSVD
+
         counts = _counts(texts)
         documents = np.bincount(counts.indices, minlength=BUCKETS)
         buckets = np.flatnonzero(documents > 1).astype(np.int32)
@@ -88,6 +82,8 @@ class LexicalModel:
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """(n, width) unit rows; a row of 0 for a text without a known n-gram."""
+        from sklearn.preprocessing import normalize
+
         with one_thread():
             rows = _weighted(_counts(texts), self.buckets, self.weights) @ self.directions
         return np.asarray(normalize(rows), dtype=np.float32)
@@ -116,15 +112,28 @@ class LexicalModel:
         )
 
 
-def _counts(texts: Sequence[str]) -> csr_matrix:
+def _counts(texts: Sequence[str]) -> "csr_matrix":
     """(n, BUCKETS) counts of character n-grams."""
-    return _COUNTED.transform([text[:CHARACTERS] for text in texts])
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    counted = HashingVectorizer(
+        analyzer="char_wb",
+        ngram_range=(2, 5),
+        n_features=BUCKETS,
+        alternate_sign=False,
+        norm=None,
+        dtype=np.float32,
+    )
+    return counted.transform([text[:CHARACTERS] for text in texts])
 
 
 def _weighted(
-    counts: csr_matrix, buckets: npt.NDArray[np.int32], weights: npt.NDArray[np.float32]
-) -> csr_matrix:
+    counts: "csr_matrix", buckets: npt.NDArray[np.int32], weights: npt.NDArray[np.float32]
+) -> "csr_matrix":
     """(n, b) unit rows of damped counts times weights."""
+    from scipy.sparse import diags_array
+    from sklearn.preprocessing import normalize
+
     kept = counts[:, buckets]
     kept.data = 1 + np.log(kept.data)
     return normalize(kept @ diags_array(weights, format="csr"))

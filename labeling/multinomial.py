@@ -12,7 +12,6 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.linear_model import LogisticRegression
 from threadpoolctl import ThreadpoolController
 
 Floats = npt.NDArray[np.float64]
@@ -123,6 +122,8 @@ def fit_multinomial(
     Raises:
         ValueError: if there are no records, lengths differ, or a gold label is not a label of the project.
     """
+    from sklearn.linear_model import LogisticRegression
+
     matrix = checked_matrix(features)
     codes = label_codes(gold, labels)
     if matrix.shape[0] != codes.size or codes.size == 0:
@@ -257,7 +258,11 @@ def one_thread() -> AbstractContextManager[object]:
 
 @cache
 def _thread_pools() -> ThreadpoolController:
-    """The loaded BLAS and OpenMP libraries; looking for them takes longer than a small fit."""
+    """The BLAS and OpenMP libraries; looking for them takes longer than a small fit."""
+    # Only what is loaded is found.
+    import sklearn.decomposition
+    import sklearn.linear_model  # noqa: F401
+
     return ThreadpoolController()
 
 

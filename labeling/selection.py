@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from labeling.multinomial import checked_matrix
@@ -161,6 +160,8 @@ def _unit_rows(embeddings: npt.ArrayLike) -> Floats:
 
 def _clusters(vectors: Floats, count: int, *, seed: int) -> tuple[Positions, Floats]:
     """Cluster of each record and its distance to the centre; fitted on a sample where there are very many."""
+    from sklearn.cluster import KMeans  # before the limits, which hold what is loaded
+
     rng = np.random.default_rng(seed)
     n = vectors.shape[0]
     sample = vectors
