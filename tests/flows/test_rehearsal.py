@@ -203,6 +203,7 @@ def test_a_setup_that_did_not_pass_is_measured_anew_when_more_of_it_is_labelled(
     assert all(engine.asked[text] == count for text, count in asked.items()), "nothing is asked twice"
 
 
+@pytest.mark.campaign
 def test_records_that_come_in_after_the_drafts_do_not_begin_the_sample_again(
     installation: Any, lettered: Callable[..., Any]
 ) -> None:

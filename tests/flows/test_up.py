@@ -160,6 +160,7 @@ def test_up_keeps_the_server_of_a_run_that_ends(
     assert not list((home / "services").glob("*.json"))
 
 
+@pytest.mark.campaign
 def test_two_installations_that_start_at_once_have_a_server_each(tmp_path: Path) -> None:
     code = "import sys; from deployments.services import start_prefect_server\n"
     code += "print(start_prefect_server(8751).url, flush=True); sys.stdin.readline()"
