@@ -149,12 +149,12 @@ def keep_up(services: list[Service], tell: Callable[[str], None]) -> None:
         time.sleep(LOOK_EVERY_S)
 
 
-def wait_for_deployment(name: str) -> Any:
-    """Waits until the runner has registered a deployment; returns it."""
+def wait_for_deployment(name: str, *, patience_s: float = REGISTER_TIMEOUT_S) -> Any:
+    """Waits until the runner has registered a deployment; returns it. Raises ServiceError when patience ends."""
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
-    deadline = time.monotonic() + REGISTER_TIMEOUT_S
+    deadline = time.monotonic() + patience_s
     with get_client(sync_client=True) as client:
         while True:
             try:
@@ -188,7 +188,9 @@ def _gate_runs(client: Any, project: Project, states: Sequence[str]) -> list[Any
     return runs
 
 
-def ensure_gate(project: Project, folder: ProjectFolder) -> str | None:
+def ensure_gate(
+    project: Project, folder: ProjectFolder, *, patience_s: float = REGISTER_TIMEOUT_S
+) -> str | None:
     """A run at the gate of the open round; None when no round is open. Never a second one.
 
     One that waits at the gate of a round that was signed while no server was up is cancelled: who signed it again would
@@ -204,7 +206,7 @@ def ensure_gate(project: Project, folder: ProjectFolder) -> str | None:
         rehearsal = db.rehearsal
     if number is None:
         return None
-    deployment = wait_for_deployment(f"review/{project.name}")
+    deployment = wait_for_deployment(f"review/{project.name}", patience_s=patience_s)
     with get_client(sync_client=True) as client:
         runs = _gate_runs(client, project, WAITING_STATES)
         for run in [run for run in runs if _left_behind(run, number)]:
@@ -243,43 +245,41 @@ def resume(run_id: Any, form: dict[str, str]) -> None:
 
 
 def wake_gate(project: Project, *, by: str, note: str) -> bool:
-    """Resumes the review run that waits at a gate which was approved elsewhere; whether there was one.
-
-    The decision stands without it: a server that is down, or one that does not answer, changes nothing.
-    """
-    noted = service("prefect")
-    if noted is None:
-        return False
-    os.environ.update(prefect_environment(noted["url"]))
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import PrefectException
-
+    """Resumes the review run that waits at a gate which was approved elsewhere; whether there was one."""
     form = {"verdict": "approve", "signed_by": by, "note": note}
-    try:
+
+    def wake() -> bool:
+        from prefect.client.orchestration import get_client
+
         with get_client(sync_client=True) as client:
             runs = _gate_runs(client, project, ("PAUSED",))
         for run in runs:
             resume(run.id, form)
-    except (PrefectException, httpx.HTTPError, RuntimeError):
-        return False
-    return bool(runs)
+        return bool(runs)
+
+    return _told_server(wake)
 
 
 def wait_again(project: Project, folder: ProjectFolder) -> bool:
     """Lets a run wait at the gate of a round whose signature was taken back; whether there is one.
 
-    The signature is taken back without it: only a server of `countersign up` that serves this project gets one.
+    Only a server of `countersign up` that serves this project gets one.
+    """
+    return _told_server(lambda: ensure_gate(project, folder, patience_s=0) is not None)
+
+
+def _told_server(tell: Callable[[], bool]) -> bool:
+    """What `tell` answers at the Prefect server that is up; false without one.
+
+    A decision stands without it: a server that is down, or one that does not answer, changes nothing.
     """
     noted = service("prefect")
     if noted is None:
         return False
     os.environ.update(prefect_environment(noted["url"]))
-    from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectException
 
     try:
-        with get_client(sync_client=True) as client:
-            client.read_deployment_by_name(f"review/{project.name}")
-        return ensure_gate(project, folder) is not None
-    except (PrefectException, httpx.HTTPError, RuntimeError):
+        return tell()
+    except (PrefectException, httpx.HTTPError, ServiceError, RuntimeError):
         return False
