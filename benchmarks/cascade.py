@@ -24,7 +24,8 @@ from labeling.suggesting import load_suggestions
 
 ROUNDS = 3
 PROMPT = "prompts/topic.jinja"
-FIRST_PROMPT = "{{ text }}\nThe author's first name is"
+# So much worse that the other always proves itself; with a first name it did so in three runs of four.
+FIRST_PROMPT = "{{ text }}\n\nMy favourite colour is"
 SECOND_PROMPT = "{{ text }}\nFiled under:"
 REVIEW = {"round_records": 80, "blind_slice": 100, "overlap_share": 0.1}
 
@@ -118,8 +119,12 @@ def main() -> None:
                 threshold=threshold,
             )
     without, cascade = answer["without"], answer["with"]
-    answer["calls_saved_share"] = round(1 - cascade["llm_calls"] / without["llm_calls"], 3)
-    answer["times_as_fast"] = round(cascade["records_per_hour"] / without["records_per_hour"], 2)
+    # Where one run only took the better prompt, which must prove itself on reviewed records, they are two projects.
+    alike = without["prompt_replaced_for_round"] == cascade["prompt_replaced_for_round"] is not None
+    answer["calls_saved_share"] = round(1 - cascade["llm_calls"] / without["llm_calls"], 3) if alike else None
+    answer["times_as_fast"] = (
+        round(cascade["records_per_hour"] / without["records_per_hour"], 2) if alike else None
+    )
     print(json.dumps(answer, indent=2))
 
 

@@ -29,7 +29,7 @@ TITLES = {
     "overhead": "Pipeline overhead with an engine that costs nothing (`python -m benchmarks.overhead`)",
     "usual_script": "One-token labels against the usual script, AG News (`python -m benchmarks.usual_script FILE`)",
     "usual_script_ollama_0_24": "The same on Ollama 0.24 "
-    "(`make engines OLLAMA=0.24.0`; `python -m benchmarks.usual_script FILE --records 300`, before it took BF16)",
+    "(`make engines OLLAMA=0.24.0`; `python -m benchmarks.usual_script FILE`)",
     "engines_agree": "The same records through all engines (`python -m benchmarks.engines_agree FILE`)",
     "endpoints": "Two endpoints against one, and one killed (`python -m benchmarks.endpoints`)",
     "spinning": "The embedded engine beside a busy neighbour (`python -m benchmarks.spinning`)",

@@ -115,7 +115,7 @@ def compare(
     for one in candidates:
         interval = wilson_for_best_of(one.row["right"], one.row["n"], candidates=len(candidates))
         one.row["accuracy"] = {"value": interval.value, "low": interval.low, "high": interval.high}
-    candidates.sort(key=lambda one: (-one.row["right"], one.row["log_loss"] or np.inf))
+    candidates.sort(key=lambda one: (-one.row["right"], _loss(one)))
     if not candidates:
         return {"models": failed, "recommended": None, "reason": "No model could be tried."}
     best = candidates[0]
@@ -225,10 +225,22 @@ def _pace(
     return round(3600 * len(outcome.scored) / seconds) if outcome.scored else None
 
 
+def _loss(one: _Candidate) -> float:
+    loss = one.row["log_loss"]
+    return np.inf if loss is None else float(loss)
+
+
 def _recommended(candidates: Sequence[_Candidate]) -> tuple[dict[str, Any], str]:
-    """The most accurate; what is faster and not shown to be worse is named, for a person to weigh."""
+    """The most accurate, and of several the one with the lowest log-loss.
+
+    What is faster and not shown to be worse is named, for a person to weigh.
+    """
     best = candidates[0].row
     reason = f"{best['model']} with {best['prompt']}: most accurate ({best['right']} of {best['n']} right)."
+    level = [one for one in candidates if one.row["right"] == best["right"]]
+    if len(level) > 1:
+        by = "the lowest log-loss of them" if _loss(candidates[0]) < _loss(level[1]) else "the first of them"
+        reason = reason.removesuffix(".") + f", as {len(level) - 1} more of the rows; {by}."
     faster = [
         one.row
         for one in candidates[1:]
@@ -249,8 +261,8 @@ def _recommended(candidates: Sequence[_Candidate]) -> tuple[dict[str, Any], str]
 def comparison_table(answer: Mapping[str, Any]) -> str:
     """The rows as a Markdown table, and the recommendation."""
     head = (
-        "| Model | Prompt | Calibration | Right | Accuracy (95 %) | p against best | Log-loss | Label mass | "
-        "Changed by label order | Records/h | Memory |\n|---|---|---|---|---|---|---|---|---|---|---|\n"
+        "| Model | Prompt | Calibration | Right | Accuracy (95 %) | p against best (each alone) | Log-loss "
+        "| Label mass | Changed by label order | Records/h | Memory |\n|---|---|---|---|---|---|---|---|---|---|---|\n"
     )
     lines = []
     for row in answer["models"]:

@@ -54,6 +54,8 @@ def test_every_prompt_and_strength_is_a_row_and_the_best_is_first(
     }  # the scripted model reads the record only
     assert answer["recommended"]["model"] == "scripted.gguf"
     assert "| scripted.gguf (Q4_0) |" in comparison_table(answer)
+    level = sum(row["right"] == 60 for row in rows)
+    assert level > 1 and f"(60 of 60 right), as {level - 1} more of the rows" in answer["reason"]
 
 
 def test_the_sample_to_compare_on_is_looked_up_and_written_nowhere(project_folder: ProjectFactory) -> None:
