@@ -236,11 +236,14 @@ def _recommended(candidates: Sequence[_Candidate]) -> tuple[dict[str, Any], str]
     What is faster and not shown to be worse is named, for a person to weigh.
     """
     best = candidates[0].row
-    reason = f"{best['model']} with {best['prompt']}: most accurate ({best['right']} of {best['n']} right)."
     level = [one for one in candidates if one.row["right"] == best["right"]]
+    tie = ""
     if len(level) > 1:
-        by = "the lowest log-loss of them" if _loss(candidates[0]) < _loss(level[1]) else "the first of them"
-        reason = reason.removesuffix(".") + f", as {len(level) - 1} more of the rows; {by}."
+        by = "the lowest log-loss of them" if _loss(level[0]) < _loss(level[1]) else "the first of them"
+        tie = f", as {len(level) - 1} more of the rows; {by}"
+    reason = (
+        f"{best['model']} with {best['prompt']}: most accurate ({best['right']} of {best['n']} right){tie}."
+    )
     faster = [
         one.row
         for one in candidates[1:]
